@@ -1,0 +1,94 @@
+# The two commands of the README are `make demo` and `make test`. Every target sets up .venv by itself,
+# from Python 3.11 or newer, and a second call reuses it.
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+py := $(VENV)/bin/python
+# Two tested sets of versions; anything newer than 3.12 starts from the newer set.
+lock = locks/python$(shell $(PYTHON) -c 'import sys; print("3.11" if sys.version_info < (3, 12) else "3.12")').txt
+pip = $(py) -m pip install --quiet --disable-pip-version-check --constraint $(lock)
+workers ?= 2
+workdir ?= out/posters
+preset ?= laptop
+results ?= out/benchmarks
+
+.PHONY: help demo test slow posters bench lint format docs oracles lock wheel ci clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+$(VENV): $(VENV)/.runtime
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "poster_jax needs Python 3.11 or newer; none was found. Name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make virtual environments (on Debian: apt install python3-venv)."; rm -rf $(VENV); exit 1; }
+	@touch $@
+
+$(VENV)/.runtime: pyproject.toml $(lock) $(VENV)/.python
+	@echo "Installing poster_jax and what it stands on into $(VENV) ..."
+	@$(pip) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "Installing what tests, checks and docs need into $(VENV) ..."
+	@$(pip) --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.runtime ## train on the digits, write the portrait page out/demo/index.html
+	$(py) -m experiments.demo --workdir=out/demo
+
+test: $(VENV)/.dev ## all tests but the slow ones
+	$(py) -m pytest -n $(workers) --ignore=tests/slow
+	POSTER_JAX_TYPECHECK=0 $(py) -m pytest -n $(workers) -m 'bad_input and not slow' tests
+
+slow: $(VENV)/.dev ## the tests that take minutes
+	$(py) -m pytest -n $(workers) -m slow tests
+
+posters: $(VENV)/.runtime ## every poster at a preset (preset=laptop), and the table of claims
+	$(py) -m experiments.posters --preset=$(preset) --workdir=$(workdir)
+
+.venv-peers/.done: benchmarks/peers.txt
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/peers.txt
+	@touch $@
+
+bench: $(VENV)/.dev .venv-peers/.done ## each method against its peers, ratios of medians, in out/benchmarks
+	@mkdir -p $(results)
+	for b in convolution populations curvature; do \
+		$(py) -m benchmarks.$$b --json=$(results)/$$b.json || exit 1; done
+
+lint: $(VENV)/.dev ## style and types
+	$(py) -m ruff check .
+	$(py) -m ruff format --check .
+	$(py) -m pyright
+
+format: $(VENV)/.dev ## put the style right
+	$(py) -m ruff check --fix .
+	$(py) -m ruff format .
+
+docs: $(VENV)/.dev ## the documentation site, in site/
+	$(py) -m mkdocs build --strict --quiet
+
+oracles: .venv-peers/.done ## make the independent figures of tests/oracles again
+	for program in tests/oracles/make_*.py; do .venv-peers/bin/python $$program || exit 1; done
+
+wheel: $(VENV)/.dev ## build the wheel and import it in a clean environment
+	rm -rf dist build/wheel-check
+	$(py) -m build --wheel --outdir dist . >/dev/null
+	$(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(lock) dist/*.whl
+	cd build && wheel-check/bin/python -c "import poster_jax, poster_jax.curvature, poster_jax.flatness; print('wheel', poster_jax.__version__, 'imports from', poster_jax.__path__[0])"
+	rm -rf build/wheel-check
+
+lock: ## write locks/ again from the newest versions of this Python
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	build/lock/bin/python -m pip freeze --exclude poster_jax > $(lock)
+	rm -rf build/lock
+
+ci: ## what .ci/run does
+	bash .ci/run
+
+clean: ## remove what the targets made, the environments included
+	rm -rf $(VENV) .venv-peers out build dist site

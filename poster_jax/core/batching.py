@@ -49,7 +49,7 @@ def mean_over_batch(
 
     Example:
       >>> x = jnp.arange(100.0)
-      >>> float(mean_over_batch(jnp.mean, x, microbatch=7))
+      >>> round(float(mean_over_batch(jnp.mean, x, microbatch=7)), 3)
       49.5
     """
     size = _check(fn, batch, microbatch)

@@ -74,8 +74,8 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> shard_batch(jnp.ones((4, 3)), data_mesh(1)).sharding.spec
-      PartitionSpec('data',)
+      >>> shard_batch(jnp.ones((4, 3)), data_mesh(1)).sharding.spec[0]
+      'data'
     """
     return _place_along_data(batch, mesh, "batch", "examples")
 

@@ -1,0 +1,88 @@
+"""Random probe vectors with identity covariance, and averages over them in bounded memory.
+
+The samplers are matfree's. The average is ours, because matfree's holds all probes in memory at
+once and divides the squared deviations by n where a standard error needs n - 1.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from matfree import stochtrace
+
+from poster_jax.core.checks import check_choice, check_count, check_key
+from poster_jax.core.typing import Array, PRNGKey
+
+SAMPLERS = {
+    "rademacher": stochtrace.sampler_signs,
+    "gaussian": stochtrace.sampler_normal,
+    "sphere": stochtrace.sampler_sphere,
+}
+"""Names of the probe distributions; each has mean zero and identity covariance."""
+
+
+def check_probes(op: Any, key: Any, num_probes: Any, probe: Any, *, minimum: int = 1) -> None:
+    """The checks that all stochastic estimators share."""
+    check_operator(op)
+    check_key("key", key)
+    check_count(
+        "num_probes", num_probes, minimum=minimum, hint="The standard error needs at least 2."
+    )
+    check_choice("probe", probe, SAMPLERS)
+
+
+def check_operator(op: Any) -> None:
+    """TypeError unless `op` is a LinearOperator."""
+    from poster_jax.curvature.operator import LinearOperator
+
+    if not isinstance(op, LinearOperator):
+        raise TypeError(
+            "op must be a LinearOperator such as hessian_operator(loss_fn, params, batch), got "
+            f"{type(op).__name__}."
+        )
+
+
+def sample(key: PRNGKey, probe: str, dim: int, dtype: Any) -> Array:
+    """One probe (dim,)."""
+    return SAMPLERS[probe](jnp.zeros(dim, dtype), num=1)(key)[0]
+
+
+def mean_and_stderr(
+    statistic: Callable[[Array], Array],
+    key: PRNGKey,
+    *,
+    num_probes: int,
+    probe: str,
+    block_size: int,
+    dim: int,
+    dtype: Any,
+) -> tuple[Array, Array]:
+    """Mean of `statistic(probe vector)` over probes, and its standard error (n - 1 in the divisor).
+
+    `block_size` probes at a time; probe i is the same whatever the block size. Partial means and
+    sums of squares are merged as Chan, Golub, LeVeque 1983 do, without cancellation.
+    """
+    keys = jax.random.split(key, num_probes)
+    size = min(block_size, num_probes)
+    whole = num_probes - num_probes % size
+
+    def moments(keys: Array) -> tuple[Array, Array, Array]:
+        values = jax.vmap(lambda k: statistic(sample(k, probe, dim, dtype)))(keys)
+        mean = values.mean(axis=0)
+        return jnp.asarray(len(keys), dtype), mean, ((values - mean) ** 2).sum(axis=0)
+
+    def merge(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+        n = a[0] + b[0]
+        delta = b[1] - a[1]
+        return n, a[1] + delta * (b[0] / n), a[2] + b[2] + delta**2 * (a[0] * b[0] / n)
+
+    total = moments(keys[:size])
+    if whole > size:
+        blocks = keys[size:whole].reshape(-1, size, *keys.shape[1:])
+        total, _ = jax.lax.scan(lambda t, k: (merge(t, moments(k)), None), total, blocks)
+    if whole < num_probes:
+        total = merge(total, moments(keys[whole:]))
+    n, mean, squares = total
+    # One probe gives 0 / 0: the standard error of a single sample is not known, NaN says so.
+    return mean, jnp.sqrt(squares / (n - 1) / n)

@@ -9,6 +9,7 @@ bitwise resume.
 
 from poster_jax.core.training.batches import epoch_order, steps_per_epoch
 from poster_jax.core.training.fit import Fit, continue_fit, fit
+from poster_jax.core.training.loop import Trained, run_chunks, train
 from poster_jax.core.training.padding import mask_updates, stack_padded, unpad
 from poster_jax.core.training.population import map_population
 from poster_jax.core.training.state import (
@@ -25,6 +26,7 @@ __all__ = [
     "FitUntil",
     "StatefulLoss",
     "TrainState",
+    "Trained",
     "continue_fit",
     "epoch_order",
     "fit",
@@ -33,8 +35,10 @@ __all__ = [
     "map_population",
     "mask_updates",
     "model_loss",
+    "run_chunks",
     "stack_padded",
     "stateful",
     "steps_per_epoch",
+    "train",
     "unpad",
 ]

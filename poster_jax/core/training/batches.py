@@ -7,10 +7,12 @@ each epoch, each example is left out equally often. With `batch_size=None` (or N
 data as they lie.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from poster_jax.core.checks import check_batch, check_count
+from poster_jax.core.checks import check_batch, check_count, check_key
 from poster_jax.core.typing import Array, Batch, Int, PRNGKey
 
 __all__ = ["epoch_order", "steps_per_epoch"]
@@ -46,7 +48,7 @@ def steps_per_epoch(num_examples: int, batch_size: int | None) -> int:
     return num_examples // batch_size
 
 
-def epoch_order(key: PRNGKey, epoch: Int[Array, ""] | int, num_examples: int) -> Int[Array, "n"]:
+def epoch_order(key: PRNGKey, epoch: Int[Array, "..."] | int, num_examples: int) -> Int[Array, "n"]:
     """In which order epoch `epoch` visits the examples.
 
     Args:
@@ -66,13 +68,58 @@ def epoch_order(key: PRNGKey, epoch: Int[Array, ""] | int, num_examples: int) ->
     return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
 
-def check_data(data: Batch, batch_size: int | None) -> tuple[int, int]:
-    """(steps per epoch, batch size) of a data set."""
-    num_examples = check_batch(data, "data")
-    steps = steps_per_epoch(num_examples, batch_size)
-    return steps, num_examples if batch_size is None else batch_size
+class BatchStream:
+    """The batches of a run, a pure function of the order's key and the step.
+
+    Attributes:
+      batch_size: examples a batch.
+      epoch_steps: batches an epoch.
+      example: a batch of the right shapes, for checks.
+    """
+
+    def __init__(self, data: Batch, batch_size: int | None, key: PRNGKey) -> None:
+        """Looks at the data once; ValueError when they are ragged, empty, or not finite."""
+        check_key("batch_key", key)
+        self._num_examples = check_batch(data, "data")
+        self.epoch_steps = steps_per_epoch(self._num_examples, batch_size)
+        self.batch_size = self._num_examples if batch_size is None else batch_size
+        self._data = jax.tree.map(jnp.asarray, data)
+        self._key = key
+        self._whole = self.batch_size == self._num_examples
+        self.example = jax.tree.map(lambda a: a[: self.batch_size], self._data)
+
+    def first(self, clock: Any) -> Any:
+        """The order of the epoch to which step `clock` belongs; () when nothing is permuted."""
+        return () if self._whole else self._order(clock // self.epoch_steps)
+
+    def draw(self, order: Any, clock: Any) -> tuple[Any, Batch]:
+        """The order at step `clock`, renewed where an epoch begins, and the batch of that step."""
+        if self._whole:
+            return order, self._data
+        place = clock % self.epoch_steps
+        epoch = clock // self.epoch_steps
+        order = jax.lax.cond(place == 0, self._order, lambda _: order, epoch)
+        rows = jax.lax.dynamic_slice(order, (place * self.batch_size,), (self.batch_size,))
+        return order, self.take(rows)
+
+    def epoch(self, epoch: Any) -> Any:
+        """The rows of each batch of an epoch, (epoch_steps, batch_size), for `take`."""
+        used = self.epoch_steps * self.batch_size
+        order = jnp.arange(used) if self._whole else self._order(epoch)[:used]
+        return order.reshape(self.epoch_steps, self.batch_size)
+
+    def take(self, rows: Int[Array, "batch_size"]) -> Batch:
+        """The examples at `rows`."""
+        if self._whole:
+            return self._data
+        # Rows lie in range by construction: no clamping to compute.
+        return jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), self._data)
+
+    def _order(self, epoch: Any) -> Any:
+        return epoch_order(self._key, epoch, self._num_examples)
 
 
-def take(data: Batch, rows: Int[Array, "batch_size"]) -> Batch:
-    """The examples at `rows`, which are known to lie in range."""
-    return jax.tree.map(lambda a: jnp.asarray(a).at[rows].get(mode="promise_in_bounds"), data)
+def order_key(key: PRNGKey) -> PRNGKey:
+    """The key of the order of the examples that belongs to a run's key."""
+    # Steps fold in 0, 1, 2, ...: the largest number is never one of them.
+    return jax.random.fold_in(key, 2**32 - 1)

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from poster_jax.core.checks import check_callable, check_count, check_key
-from poster_jax.core.training.batches import check_data, epoch_order, take
+from poster_jax.core.checks import check_count
+from poster_jax.core.training.batches import BatchStream, order_key
+from poster_jax.core.training.record import Recorder
 from poster_jax.core.training.state import (
     StatefulLoss,
     TrainState,
@@ -36,9 +36,9 @@ class Fit(NamedTuple):
     """
 
     state: TrainState
-    losses: Float[Array, "*population num_steps"]
-    diverged: Bool[Array, "*population"]
-    diverged_at: Int[Array, "*population"]
+    losses: Float[Array, "..."]
+    diverged: Bool[Array, "..."]
+    diverged_at: Int[Array, "..."]
     metrics: Any
 
     @property
@@ -133,7 +133,7 @@ def continue_fit(
     optimizer: optax.GradientTransformation,
     num_steps: int,
     batch_size: int | None = None,
-    start: Int[Array, ""] | int | None = None,
+    start: Int[Array, "..."] | int | None = None,
     batch_key: PRNGKey | None = None,
     metrics_fn: Callable[[TrainState], Any] | None = None,
     metrics_steps: Sequence[int] = (),
@@ -176,82 +176,26 @@ def continue_fit(
     check_count("num_steps", num_steps)
     check_count("unroll", unroll)
     check_optimizer(optimizer)
-    epoch_steps, size = check_data(data, batch_size)
-    slots = _metric_slots(metrics_fn, metrics_steps, num_steps)
-    batch_key = order_key(state.key) if batch_key is None else batch_key
-    check_key("batch_key", batch_key)
-    start = state.step if start is None else start
-    spread = spread_batch(mesh, size)
-    data = jax.tree.map(jnp.asarray, data)
-    check_training_loss(loss_fn, state, jax.tree.map(lambda a: a[:size], data))
+    recorder = Recorder(metrics_fn, metrics_steps, num_steps)
+    stream = BatchStream(data, batch_size, order_key(state.key) if batch_key is None else batch_key)
+    spread = spread_batch(mesh, stream.batch_size)
+    check_training_loss(loss_fn, state, stream.example)
     step = make_step(loss_fn, optimizer)
-    num_examples = jax.tree.leaves(data)[0].shape[0]
-    whole = size == num_examples
-
-    def draw(clock: Any) -> Any:
-        return epoch_order(batch_key, clock // epoch_steps, num_examples)
+    start = state.step if start is None else start
 
     def body(carry: Any, now: Any) -> Any:
-        state, order, metrics = carry
-        clock, slot = now
-        if whole:
-            batch = data
-        else:
-            place = clock % epoch_steps
-            order = jax.lax.cond(place == 0, draw, lambda _: order, clock)
-            rows = jax.lax.dynamic_slice(order, (place * size,), (size,))
-            batch = take(data, rows)
+        state, order, table = carry
+        clock, row = now
+        order, batch = stream.draw(order, clock)
         state, loss = step(state, spread(batch))
-        if metrics_fn is not None:
-            metrics = jax.lax.cond(
-                slot >= 0, lambda: _write(metrics, slot, metrics_fn(state)), lambda: metrics
-            )
-        return (state, order, metrics), loss
+        table = recorder.write(table, row, state)
+        return (state, order, table), loss
 
     clocks = start + jnp.arange(num_steps, dtype=jnp.int32)
-    order = () if whole else draw(jnp.asarray(start, jnp.int32))
-    metrics = _metric_table(metrics_fn, state, metrics_steps)
-    (state, _, metrics), losses = jax.lax.scan(
-        body, (state, order, metrics), (clocks, jnp.asarray(slots)), unroll=unroll
+    carry = (state, stream.first(clocks[0]), recorder.table(state))
+    (state, _, table), losses = jax.lax.scan(
+        body, carry, (clocks, jnp.asarray(recorder.rows)), unroll=unroll
     )
     bad = ~jnp.isfinite(losses)
     diverged = bad.any()
-    return Fit(state, losses, diverged, jnp.where(diverged, clocks[bad.argmax()], -1), metrics)
-
-
-def order_key(key: PRNGKey) -> PRNGKey:
-    """The key of the order of the examples that belongs to a run's key."""
-    # Steps fold in 0, 1, 2, ...: the largest number is never one of them.
-    return jax.random.fold_in(key, 2**32 - 1)
-
-
-def _metric_slots(metrics_fn: Any, metrics_steps: Sequence[int], num_steps: int) -> np.ndarray:
-    """For each step the row of the table that is written after it, or -1."""
-    slots = np.full(num_steps, -1, np.int32)
-    if metrics_fn is None:
-        if len(metrics_steps):
-            raise ValueError("metrics_steps needs a metrics_fn, got None.")
-        return slots
-    check_callable("metrics_fn", metrics_fn)
-    steps = [check_count("metrics_steps", step, minimum=0) for step in metrics_steps]
-    if not steps or steps != sorted(set(steps)) or steps[-1] > num_steps:
-        raise ValueError(
-            f"metrics_steps must be increasing steps from 0 to num_steps={num_steps}, got {steps}."
-        )
-    for row, after in enumerate(steps):
-        if after > 0:
-            slots[after - 1] = row
-    return slots
-
-
-def _metric_table(metrics_fn: Any, state: TrainState, metrics_steps: Sequence[int]) -> Any:
-    """One empty row a chosen step; the first is filled already when step 0 is one of them."""
-    if metrics_fn is None:
-        return ()
-    shapes = jax.eval_shape(metrics_fn, state)
-    table = jax.tree.map(lambda s: jnp.zeros((len(metrics_steps), *s.shape), s.dtype), shapes)
-    return _write(table, 0, metrics_fn(state)) if metrics_steps[0] == 0 else table
-
-
-def _write(table: Any, row: Any, values: Any) -> Any:
-    return jax.tree.map(lambda t, v: t.at[row].set(v), table, values)
+    return Fit(state, losses, diverged, jnp.where(diverged, clocks[bad.argmax()], -1), table)

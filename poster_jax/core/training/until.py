@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from poster_jax.core.checks import check_count, check_key, check_positive
-from poster_jax.core.training.batches import check_data, epoch_order, take
-from poster_jax.core.training.fit import order_key
+from poster_jax.core.checks import check_count, check_positive
+from poster_jax.core.training.batches import BatchStream, order_key
 from poster_jax.core.training.state import (
     StatefulLoss,
     TrainState,
@@ -35,11 +34,11 @@ class FitUntil(NamedTuple):
     """
 
     state: TrainState
-    epoch_losses: Float[Array, "*population max_epochs"]
-    num_epochs: Int[Array, "*population"]
-    reached: Bool[Array, "*population"]
-    diverged: Bool[Array, "*population"]
-    diverged_at: Int[Array, "*population"]
+    epoch_losses: Float[Array, "..."]
+    num_epochs: Int[Array, "..."]
+    reached: Bool[Array, "..."]
+    diverged: Bool[Array, "..."]
+    diverged_at: Int[Array, "..."]
 
     @property
     def params(self) -> Params:
@@ -54,7 +53,7 @@ def fit_until(
     key: PRNGKey,
     *,
     optimizer: optax.GradientTransformation,
-    loss_below: Float[Array, ""] | float,
+    loss_below: Float[Array, "..."] | float,
     max_epochs: int,
     batch_size: int | None = None,
     model_state: Any = (),
@@ -101,21 +100,17 @@ def fit_until(
     check_count("unroll", unroll)
     check_positive("loss_below", loss_below)
     state = init_state(params, key, optimizer=optimizer, model_state=model_state)
-    epoch_steps, size = check_data(data, batch_size)
-    batch_key = order_key(key) if batch_key is None else batch_key
-    check_key("batch_key", batch_key)
-    data = jax.tree.map(jnp.asarray, data)
-    dtype = check_training_loss(loss_fn, state, jax.tree.map(lambda a: a[:size], data))
+    stream = BatchStream(data, batch_size, order_key(key) if batch_key is None else batch_key)
+    dtype = check_training_loss(loss_fn, state, stream.example)
     step = make_step(loss_fn, optimizer)
-    num_examples = jax.tree.leaves(data)[0].shape[0]
 
     def run_epoch(state: TrainState, epoch: Any) -> tuple[TrainState, Any]:
-        if size == num_examples:
-            state, loss = step(state, data)
-            return state, loss[None]
-        order = epoch_order(batch_key, epoch, num_examples)[: epoch_steps * size]
-        batches = order.reshape(epoch_steps, size)
-        return jax.lax.scan(lambda s, r: step(s, take(data, r)), state, batches, unroll=unroll)
+        return jax.lax.scan(
+            lambda state, rows: step(state, stream.take(rows)),
+            state,
+            stream.epoch(epoch),
+            unroll=unroll,
+        )
 
     def body(result: FitUntil) -> FitUntil:
         state, losses = run_epoch(result.state, result.num_epochs)

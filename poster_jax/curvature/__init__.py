@@ -9,6 +9,7 @@ Make an operator, then ask it:
 Every question takes every operator: the Hessian, Gauss-Newton, Fisher, a layer's block of them.
 """
 
+from poster_jax.curvature.eigenpairs import top_eigenpairs
 from poster_jax.curvature.hessian import block_operator, hessian_operator
 from poster_jax.curvature.operator import LinearOperator, matrix_operator
 from poster_jax.curvature.trace import trace
@@ -18,5 +19,6 @@ __all__ = [
     "block_operator",
     "hessian_operator",
     "matrix_operator",
+    "top_eigenpairs",
     "trace",
 ]

@@ -13,6 +13,8 @@ from matfree import stochtrace
 
 from poster_jax.core.checks import check_choice, check_count, check_key
 from poster_jax.core.typing import Array, PRNGKey
+from poster_jax.curvature._flat import FlatOperator
+from poster_jax.curvature.operator import LinearOperator
 
 SAMPLERS = {
     "rademacher": stochtrace.sampler_signs,
@@ -34,8 +36,6 @@ def check_probes(op: Any, key: Any, num_probes: Any, probe: Any, *, minimum: int
 
 def check_operator(op: Any) -> None:
     """TypeError unless `op` is a LinearOperator."""
-    from poster_jax.curvature.operator import LinearOperator
-
     if not isinstance(op, LinearOperator):
         raise TypeError(
             "op must be a LinearOperator such as hessian_operator(loss_fn, params, batch), got "
@@ -43,34 +43,43 @@ def check_operator(op: Any) -> None:
         )
 
 
-def sample(key: PRNGKey, probe: str, dim: int, dtype: Any) -> Array:
-    """One probe (dim,)."""
-    return SAMPLERS[probe](jnp.zeros(dim, dtype), num=1)(key)[0]
+def sample(key: PRNGKey, probe: str, num: int, flat: FlatOperator) -> Array:
+    """Probes (num, dim), one a row; row i is the same whatever `num` above i."""
+    one = SAMPLERS[probe](jnp.zeros(flat.dim, flat.dtype), num=1)
+    return jax.vmap(lambda k: one(k)[0])(jax.random.split(key, num))
+
+
+def map_rows(fn: Callable[[Array], Any], rows: Array, block_size: int) -> Any:
+    """`vmap(fn)(rows)`, at most `block_size` rows at a time."""
+    if len(rows) <= block_size:
+        return jax.vmap(fn)(rows)
+    return jax.lax.map(fn, rows, batch_size=block_size)
 
 
 def mean_and_stderr(
     statistic: Callable[[Array], Array],
     key: PRNGKey,
+    flat: FlatOperator,
     *,
     num_probes: int,
     probe: str,
     block_size: int,
-    dim: int,
-    dtype: Any,
 ) -> tuple[Array, Array]:
     """Mean of `statistic(probe vector)` over probes, and its standard error (n - 1 in the divisor).
 
-    `block_size` probes at a time; probe i is the same whatever the block size. Partial means and
-    sums of squares are merged as Chan, Golub, LeVeque 1983 do, without cancellation.
+    `block_size` probes at a time, drawn when they are needed; probe i is the same whatever the
+    block size. Means and sums of squares of blocks are merged as Chan, Golub, LeVeque 1983 do,
+    without cancellation.
     """
+    draw = SAMPLERS[probe](jnp.zeros(flat.dim, flat.dtype), num=1)
     keys = jax.random.split(key, num_probes)
     size = min(block_size, num_probes)
     whole = num_probes - num_probes % size
 
     def moments(keys: Array) -> tuple[Array, Array, Array]:
-        values = jax.vmap(lambda k: statistic(sample(k, probe, dim, dtype)))(keys)
+        values = jax.vmap(lambda k: statistic(draw(k)[0]))(keys)
         mean = values.mean(axis=0)
-        return jnp.asarray(len(keys), dtype), mean, ((values - mean) ** 2).sum(axis=0)
+        return jnp.asarray(len(keys), flat.dtype), mean, ((values - mean) ** 2).sum(axis=0)
 
     def merge(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, Array, Array]:
         n = a[0] + b[0]

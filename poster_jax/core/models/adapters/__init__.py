@@ -1,0 +1,1 @@
+"""One file a library; each makes a `Model` of the library's own kind of network."""

@@ -1,0 +1,143 @@
+"""Residual networks for small images."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from poster_jax.core.checks import check_choice, check_count
+from poster_jax.core.models.layers import (
+    Activation,
+    Initializer,
+    batch_norm,
+    check_images,
+    conv,
+)
+
+__all__ = ["ResNet"]
+
+
+class ResNet(nn.Module):
+    """The CIFAR network of He et al.: 6n + 2 layers, stages of 16, 32 and 64 channels.
+
+    n blocks of two 3x3 convolutions a stage; stages two and three begin with stride 2; then the
+    mean over the pixels and one dense layer. ResNet-20 (n = 3) has 269,722 parameters on 32x32x3
+    images, ResNet-56 (n = 9) 853,018, ResNet-110 (n = 18) 1,727,962.
+
+    Parameters stand at `Conv_0`, `Block_0/Conv_0`, `Block_0/Conv_1`, ..., `Dense_0`, with
+    BatchNorm's at `BatchNorm_0`, `Block_0/BatchNorm_0`, ...; its statistics are the model's state.
+
+    Attributes:
+      num_blocks: n, blocks a stage.
+      norm: "batch", BatchNorm after every convolution, which then has no bias; or None, biases and
+        no norm. Without norm the last convolution of each block starts at zero, so that the
+        network starts as its shortcuts: drawn as the others its outputs would grow with every block
+        (Zhang et al., "Fixup initialization", arXiv 1901.09321).
+      projection: what a shortcut does where channels double. False, option A of the paper: every
+        second pixel, new channels zero, no parameters, which is what the paper uses on CIFAR. True,
+        option B: a 1x1 convolution with stride 2 (272,474 parameters for ResNet-20).
+      width: channels of the first stage.
+      num_classes: outputs.
+      activation: after every norm but a block's second, and after every sum.
+      kernel_init: how kernels are drawn.
+
+    Raises (when called): ValueError when the input is no images, or an attribute does not fit;
+    TypeError when the input is no float.
+
+    Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016, arXiv
+    1512.03385, sections 3.3 and 4.2, table 6.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from poster_jax.core.models import from_linen
+      >>> model = from_linen(ResNet(num_blocks=1))
+      >>> x, key = jnp.ones((4, 8, 8, 1)), jax.random.key(0)
+      >>> params, state = model.init(key, x), model.init_state(key, x)
+      >>> logits, state = model.apply_train(params, state, x, key)
+      >>> model.freeze(state)(params, x).shape
+      (4, 10)
+    """
+
+    num_blocks: int = 3
+    norm: str | None = "batch"
+    projection: bool = False
+    width: int = 16
+    num_classes: int = 10
+    activation: Activation = nn.relu
+    kernel_init: Initializer = nn.initializers.he_normal()
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool = False) -> Any:
+        """Logits (examples, num_classes) of `x` (examples, height, width, channels)."""
+        check_count("num_blocks", self.num_blocks)
+        check_count("width", self.width)
+        if self.norm is not None:
+            check_choice("norm", self.norm, ["batch"])
+        check_images("ResNet", x)
+        stem = conv(
+            self.width, 3, padding=1, use_bias=self.norm is None, kernel_init=self.kernel_init
+        )
+        x = stem(x)
+        if self.norm is not None:
+            x = batch_norm(train)(x)
+        x = self.activation(x)
+        for stage in range(3):
+            for block in range(self.num_blocks):
+                x = Block(
+                    features=self.width * 2**stage,
+                    stride=2 if stage and not block else 1,
+                    norm=self.norm,
+                    projection=self.projection,
+                    activation=self.activation,
+                    kernel_init=self.kernel_init,
+                )(x, train=train)
+        return nn.Dense(self.num_classes, kernel_init=self.kernel_init)(x.mean((1, 2)))
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and the shortcut around them; attributes as in `ResNet`.
+
+    Attributes:
+      features: channels that leave the block.
+      stride: of the first convolution.
+      norm: as in `ResNet`.
+      projection: as in `ResNet`.
+      activation: as in `ResNet`.
+      kernel_init: as in `ResNet`.
+    """
+
+    features: int
+    stride: int
+    norm: str | None
+    projection: bool
+    activation: Activation
+    kernel_init: Initializer
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Any:
+        """The block's output for `x` (examples, height, width, channels)."""
+        last = self.kernel_init if self.norm else nn.initializers.zeros
+        y = self._conv(x, 3, self.stride, self.kernel_init, train)
+        y = self._conv(self.activation(y), 3, 1, last, train)
+        return self.activation(y + self._shortcut(x, train))
+
+    def _conv(self, x: Any, size: int, stride: int, kernel_init: Any, train: bool) -> Any:
+        layer = conv(
+            self.features,
+            size,
+            strides=stride,
+            padding=size // 2,
+            use_bias=self.norm is None,
+            kernel_init=kernel_init,
+        )
+        return batch_norm(train)(layer(x)) if self.norm else layer(x)
+
+    def _shortcut(self, x: jax.Array, train: bool) -> Any:
+        channels = self.features - x.shape[-1]
+        if not channels and self.stride == 1:
+            return x
+        if self.projection:
+            return self._conv(x, 1, self.stride, self.kernel_init, train)
+        x = x[:, :: self.stride, :: self.stride]
+        return jnp.pad(x, [(0, 0), (0, 0), (0, 0), (0, channels)])

@@ -61,7 +61,7 @@ bench: $(VENV)/.dev .venv-peers/.done ## each method against its peers, ratios o
 lint: $(VENV)/.dev ## style and types
 	$(py) -m ruff check .
 	$(py) -m ruff format --check .
-	$(py) -m pyright
+	$(py) -m pyright --pythonpath $(py)
 
 format: $(VENV)/.dev ## put the style right
 	$(py) -m ruff check --fix .

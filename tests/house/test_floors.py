@@ -1,4 +1,4 @@
-"""Rooms stand only on rooms below, the library neither prints nor reads flags, all is documented."""
+"""Rooms stand only on rooms below, the library neither prints nor reads flags, all is said."""
 
 import ast
 import importlib

@@ -1,0 +1,38 @@
+"""How does a result reach a reader? Pictures in one style, and one page that needs nothing else.
+
+A `Page` has sections; a `Section` a text, numbers with their meaning, pictures and claims.
+`render_page` makes one HTML file of it: pictures inside, no script, nothing from the network,
+readable on a phone, light and dark. The pictures are functions of arrays that return a matplotlib
+`Figure`; `picture` turns one into PNG with the words for those who cannot see it.
+"""
+
+from poster_jax.core.report.figures import (
+    Panel,
+    curves,
+    heat_map,
+    interval_plot,
+    scatter_panels,
+    spectra,
+    strips,
+)
+from poster_jax.core.report.page import Number, Page, Section, number, render_page
+from poster_jax.core.report.picture import STYLE, Picture, new_figure, picture
+
+__all__ = [
+    "STYLE",
+    "Number",
+    "Page",
+    "Panel",
+    "Picture",
+    "Section",
+    "curves",
+    "heat_map",
+    "interval_plot",
+    "new_figure",
+    "number",
+    "picture",
+    "render_page",
+    "scatter_panels",
+    "spectra",
+    "strips",
+]

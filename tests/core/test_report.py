@@ -1,0 +1,197 @@
+"""The page needs nothing else, escapes everything, says everything; the pictures show the data."""
+
+import base64
+import html.parser
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from poster_jax.core import report
+from poster_jax.core.claims import Claim
+
+CLAIM = Claim(
+    poster="p",
+    name="C1",
+    claim="It does <not> move.",
+    paper="exact",
+    measured=1e-7,
+    unit="relative change",
+    interval=(1e-8, 2e-7),
+    interval_of="95 % of 180 networks",
+    rule="below 1e-3",
+    holds=True,
+    control="the trace changes 900 times",
+)
+PIXEL = report.Picture("dot", b"\x89PNG bytes", 'a "dot"', "One dot & no more.")
+
+
+class _Reader(html.parser.HTMLParser):
+    """Collects tags and text, and that every tag is closed in order."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def _read(page):
+    reader = _Reader()
+    reader.feed(report.render_page(page))
+    assert not reader.open
+    return reader
+
+
+def _page():
+    numbers = [report.number("loss & more", 0.25, "Lower is better.", stderr=0.5)]
+    sections = [
+        report.Section("First", "One.\n\nTwo <script>.", numbers, [PIXEL], [CLAIM]),
+        report.Section("Second", "Nothing else."),
+    ]
+    return report.Page("A page", "What it shows.", sections, {"seed": 3})
+
+
+def test_the_page_loads_nothing_and_runs_nothing():
+    page = _read(_page())
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    for _, attrs in page.tags:
+        for name in ("src", "href"):
+            assert attrs.get(name, "#").startswith(("#", "data:image/png;base64,"))
+    assert "url(" not in report.render_page(_page())
+
+
+def test_the_page_fits_a_phone_and_both_colour_schemes():
+    text = report.render_page(_page())
+    assert 'name="viewport" content="width=device-width' in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_texts_arrive_as_they_were_given():
+    text = _read(_page()).text
+    expected = (
+        "A page|What it shows.|First|Second|One.|Two <script>.|loss & more|0.25 ± 0.5|Lower is "
+        "better.|It does <not> move.|exact|below 1e-3|the trace changes 900 times|One dot & no "
+        "more.|seed: 3|95 % of 180 networks"
+    )
+    for part in expected.split("|"):
+        assert part in text
+
+
+def test_every_picture_stands_inside_with_its_words():
+    (image,) = [attrs for tag, attrs in _read(_page()).tags if tag == "img"]
+    assert base64.b64decode(image["src"].split(",")[1]) == PIXEL.png
+    assert image["alt"] == 'a "dot"'
+
+
+def test_contents_lead_to_their_sections():
+    page = _read(_page())
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    ids = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
+    assert links == [f"#{name}" for name in ids]
+
+
+def test_a_failing_claim_is_shown_as_such():
+    failing = Claim(**{**vars(CLAIM), "holds": False})
+    page = _page()._replace(sections=[report.Section("Claims", "", claims=[failing])])
+    (cell,) = [a for tag, a in _read(page).tags if tag == "td" and a.get("data-name") == "holds"]
+    assert cell["class"] == "fails"
+
+
+def _closest(colours):
+    """Smallest distance of two colours, seen with no red- or no green-sensitive cones."""
+    rgb = np.array([to_rgb(colour) for colour in colours]) ** 2.2
+    blind = [  # Vienot, Brettel, Mollon 1999
+        [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+        [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+    ]
+    pairs = np.triu_indices(len(rgb), 1)
+    seen = [np.clip(rgb @ np.array(matrix).T, 0, 1) ** (1 / 2.2) for matrix in blind]
+    return min(np.linalg.norm(s[:, None] - s, axis=-1)[pairs].min() for s in seen)
+
+
+def test_the_colours_are_told_apart_without_red_or_green():
+    with matplotlib.style.context(report.STYLE):
+        cycle = matplotlib.rcParams["axes.prop_cycle"].by_key()
+    assert len(set(cycle["marker"])) == len(cycle["marker"])
+    usual = matplotlib.rcParamsDefault["axes.prop_cycle"].by_key()["color"][: len(cycle["color"])]
+    assert _closest(cycle["color"]) > max(0.1, 2 * _closest(usual))
+
+
+def test_a_picture_has_the_same_bytes_every_time():
+    def draw():
+        figure = report.curves({"loss": ([1, 2], [0.5, 0.1])}, xlabel="step", ylabel="loss")
+        return report.picture(figure, name="loss", alt="a line", caption="Falls.").png
+
+    assert draw() == draw()
+
+
+def test_curves_show_the_data_with_labels():
+    figure = report.curves(
+        {"a": ([1, 2, 3], [1.0, np.nan, 3.0])}, xlabel="x (s)", ylabel="y (m)", guides={"bar": 2.0}
+    )
+    (axes,) = figure.axes
+    assert np.array_equal(axes.lines[0].get_xydata()[[0, 2]], [[1, 1], [3, 3]])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("x (s)", "y (m)")
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "bar"]
+
+
+def test_scatter_panels_show_every_point_once_and_count_those_they_cannot():
+    x, y = np.array([1.0, 2.0, -3.0, np.nan]), np.arange(4.0)
+    panels = [report.Panel("t", x, y, "tau", log_x=True)]
+    figure = report.scatter_panels(panels, ylabel="gap", groups=["a", "b", "a", "b"])
+    offsets = np.concatenate([c.get_offsets() for c in figure.axes[0].collections])
+    assert len(offsets) == 4
+    assert "2 not shown" in figure.axes[0].get_title(loc="left")
+
+
+def test_a_heat_map_writes_its_numbers():
+    figure = report.heat_map([[1.0, 1e-6]], rows=["r"], columns=["a", "b"], label="x", log=True)
+    assert [t.get_text() for t in figure.axes[0].texts] == ["1", "1e-06"]
+
+
+def test_interval_plots_draw_from_low_to_high():
+    figure = report.interval_plot({"g": {"a": (0.5, 0.25, 1.0), "b": (np.nan,) * 3}}, xlabel="tau")
+    segments = figure.axes[0].collections[0].get_segments()
+    assert np.allclose(segments[0][:, 0], [0.25, 1.0])
+
+
+def test_spectra_mark_single_eigenvalues():
+    figure = report.spectra({"a": ([0, 1], [1, 0.1])}, outliers={"a": [5.0, 7.0]})
+    assert any(np.array_equal(line.get_xdata(), [5.0, 7.0]) for line in figure.axes[0].lines)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda: report.curves({}, xlabel="x", ylabel="y"), "series"),
+        (lambda: report.curves({"a": ([1], [1, 2])}, xlabel="x", ylabel="y"), "'a'"),
+        (lambda: report.scatter_panels([], ylabel="y"), "panels"),
+        (lambda: report.heat_map([[1]], rows="ab", columns="c", label=""), "values"),
+        (lambda: report.interval_plot({}, xlabel=""), "groups"),
+        (lambda: report.spectra({}), "densities"),
+        (lambda: report.strips({}, ylabel=""), "groups"),
+        (lambda: report.number("", 1.0, "It is."), "name"),
+        (lambda: report.number("n", 1.0, "no sentence"), "meaning"),
+        (lambda: report.picture(report.new_figure(), name="A b", alt="a", caption="c"), "name"),
+        (lambda: report.picture(report.new_figure(), name="a", alt="", caption="c"), "alt"),
+        (lambda: report.render_page(report.Page("t", "l", [], {})), "page"),
+    ],
+)
+def test_nonsense_is_refused_by_name(call, word):
+    with pytest.raises(ValueError, match=re.escape(word)):
+        call()

@@ -33,7 +33,9 @@ from jax import lax
 from poster_jax.core.convolution.window import Window, dilated, mirrored
 from poster_jax.core.typing import Array
 
-_ROWS_PER_BLOCK = 2048
+_BLOCK_SIZE = 1 << 20
+_ROWS_AT_LEAST = 256
+_CHANNELS_AT_LEAST = 16
 _UNROLLED_GROUPS = 8
 _UNFOLDED_AT_MOST = 1 << 20
 
@@ -56,7 +58,7 @@ def evaluate(a: Array, b: Array, *, kind: str, window: Window) -> Array:
 
 def _output(images: Array, kernel: Array, window: Window) -> Array:
     block = _block(window, images, kernel)
-    if block:
+    if block and images.shape[-1] >= _CHANNELS_AT_LEAST:
         return _over_images(lambda x: _banded_output(x, kernel, window), block, images)
     return _plain(images, kernel, window)
 
@@ -88,6 +90,7 @@ def _plain(images: Array, kernel: Array, window: Window) -> Array:
         padding[-1] = (0, size * window.strides[-1] + reach - full)
     axes = tuple(range(1, images.ndim - 1))
     channels_last = (0, images.ndim - 1, *axes)
+    taps_first = (kernel.ndim - 1, kernel.ndim - 2, *range(kernel.ndim - 2))
     result = lax.conv_general_dilated(
         images,
         kernel,
@@ -95,9 +98,7 @@ def _plain(images: Array, kernel: Array, window: Window) -> Array:
         padding,
         window.input_dilation,
         window.kernel_dilation,
-        lax.ConvDimensionNumbers(
-            channels_last, (kernel.ndim - 1, kernel.ndim - 2, *(d - 1 for d in axes)), channels_last
-        ),
+        lax.ConvDimensionNumbers(channels_last, taps_first, channels_last),
     )
     return lax.slice_in_dim(result, 0, size, axis=-2)
 
@@ -140,13 +141,18 @@ def _plain_kernel(images: Array, output: Array, window: Window) -> Array:
 
 def _block(window: Window, images: Array, other: Array) -> int:
     """Images per block of the banded form; 0 where the plain form is the better one."""
-    channels = min(images.shape[-1], other.shape[-1])
-    unit = all(s == 1 for s in (*window.strides, *window.input_dilation))
+    other_taps = math.prod(window.kernel[:-1])
     rows = math.prod(window.input[:-1]) * window.output[-1]
-    largest = max(1, _ROWS_PER_BLOCK // rows)
+    width = window.kernel[-1] * images.shape[-1] + other_taps * other.shape[-1]
+    largest = max(1, _BLOCK_SIZE // (rows * width))
     block = max(n for n in range(1, largest + 1) if images.shape[0] % n == 0)
-    enough = block * rows >= _ROWS_PER_BLOCK // 4 and images.shape[0] * rows > _ROWS_PER_BLOCK
-    return block if unit and channels >= 16 and math.prod(window.kernel) > 1 and enough else 0
+    steps = (*window.strides, *window.input_dilation)
+    suits = (
+        all(step == 1 for step in steps)
+        and images.shape[0] * rows * width > 2 * _BLOCK_SIZE
+        and block * rows >= _ROWS_AT_LEAST
+    )
+    return block if suits else 0
 
 
 def _split_images(block: int, *arrays: Array) -> tuple[Array, ...]:
@@ -159,65 +165,61 @@ def _over_images(form: Callable[[Array], Array], block: int, images: Array) -> A
 
 
 def _last_axis_taps(images: Array, window: Window) -> Array:
-    """(n, *others, last, c) to rows (n, *others, t) times (last tap, c)."""
-    low, high = window.padding[-1]
+    """(n, *others, last, c) to rows (n, *others, t) times columns (last tap, c)."""
     step, taps, size = window.kernel_dilation[-1], window.kernel[-1], window.output[-1]
-    padded = _pad(images, images.ndim - 2, low, high)
+    padded = _pad(images, images.ndim - 2, *window.padding[-1])
     shifted = [lax.slice_in_dim(padded, j * step, j * step + size, axis=-2) for j in range(taps)]
     return jnp.concatenate(shifted, -1)
 
 
 def _banded_output(images: Array, kernel: Array, window: Window) -> Array:
     taps = _last_axis_taps(images, window)
-    *others, last, c, o = kernel.shape
-    # (last, c) rows of the matrix, (other taps, o) columns
+    last, c, o = kernel.shape[-3:]
     matrix = kernel.reshape(-1, last * c, o).swapaxes(0, 1).reshape(last * c, -1)
     products = (taps.reshape(-1, last * c) @ matrix).reshape(*taps.shape[:-1], -1, o)
-    for axis, (low, high) in enumerate(window.padding[:-1]):
-        products = _pad(products, 1 + axis, low, high)
+    # The product with tap `offset` at input position h belongs to output h + low - offset.
     return sum(
-        _shift(products[..., i, :], offset, window.output[:-1])
-        for i, offset in enumerate(_offsets(others, window))
+        _moved(products[..., i, :], offset, window.output[:-1])
+        for i, offset in enumerate(_other_taps(window))
     )
 
 
 def _banded_kernel(images: Array, output: Array, window: Window) -> Array:
     taps = _last_axis_taps(images, window)
-    *others, last = window.kernel
-    shifted = output
-    sizes = window.input[:-1]
-    for axis, (low, _) in enumerate(window.padding[:-1]):
-        # An input position h meets output h + low - offset: room for every offset on both sides.
-        furthest = (others[axis] - 1) * window.kernel_dilation[axis]
-        high = sizes[axis] + low - window.output[axis]
-        shifted = _pad(shifted, 1 + axis, furthest - low, high)
-    furthest = [(k - 1) * d for k, d in zip(others, window.kernel_dilation, strict=False)]
     columns = jnp.concatenate(
         [
-            _shift(shifted, [f - i for f, i in zip(furthest, offset, strict=True)], sizes)
-            for offset in _offsets(others, window)
+            _moved(output, tuple(-d for d in offset), window.input[:-1])
+            for offset in _other_taps(window)
         ],
         -1,
     )
-    c, o = images.shape[-1], output.shape[-1]
-    gram = lax.dot_general(
-        taps.reshape(-1, last * c),
-        columns.reshape(taps.size // (last * c), -1),
-        (((0,), (0,)), ((), ())),
-    )
+    last, c, o = window.kernel[-1], images.shape[-1], output.shape[-1]
+    rows = taps.size // taps.shape[-1]
+    gram = taps.reshape(rows, -1).T @ columns.reshape(rows, -1)
     return gram.reshape(last * c, -1, o).swapaxes(0, 1).reshape(*window.kernel, c, o)
 
 
-def _offsets(others: list[int], window: Window) -> list[tuple[int, ...]]:
-    """Positions of the taps of all axes but the last, in the kernel's order."""
-    steps = window.kernel_dilation
-    return list(product(*(range(0, k * d, d) for k, d in zip(others, steps, strict=False))))
+def _other_taps(window: Window) -> list[tuple[int, ...]]:
+    """Input position minus output position at every tap of all axes but the last, in order."""
+    return list(
+        product(
+            *(
+                range(-low, taps * step - low, step)
+                for (low, _), taps, step in zip(
+                    window.padding[:-1],
+                    window.kernel[:-1],
+                    window.kernel_dilation[:-1],
+                    strict=True,
+                )
+            )
+        )
+    )
 
 
-def _shift(x: Array, offset: list[int] | tuple[int, ...], sizes: tuple[int, ...]) -> Array:
-    """The part of `x` of `sizes` that begins at `offset`, in the axes after the first."""
+def _moved(x: Array, offset: tuple[int, ...], sizes: tuple[int, ...]) -> Array:
+    """Element t of the result is element t + offset of `x`, or zero outside; axes after the first."""
     for axis, (start, size) in enumerate(zip(offset, sizes, strict=True)):
-        x = lax.slice_in_dim(x, start, start + size, axis=1 + axis)
+        x = _pad(x, 1 + axis, -start, start + size - x.shape[1 + axis])
     return x
 
 

@@ -295,7 +295,8 @@ def _class_targets(name: str, labels: Any, like_name: str, like: Any) -> Any:
 def _check_classes(name: str, labels: Any, num_classes: int) -> None:
     if is_traced(labels):
         return
-    low, high = int(labels.min()), int(labels.max())
+    values = np.asarray(labels)  # jnp would trace, even on an array whose values are there
+    low, high = values.min(), values.max()
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"{name} must be classes from 0 to {num_classes - 1}, got values from {low} to {high}."

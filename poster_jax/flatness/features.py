@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from poster_jax.core.checks import check_apply, check_batch
+from poster_jax.core.convolution.primitive import convolution_p
 from poster_jax.core.paths import get_path, leaf_paths
 from poster_jax.core.typing import ApplyFn, Array, Float, Params
 
@@ -176,6 +177,9 @@ def _meet(eqn: Any, invals: list, inmarks: list[bool], found: list[Array], layer
         side = inmarks.index(False)
         contracted = eqn.params["dimension_numbers"][0][side]
         found.append(_channels_last(invals[side], contracted))
+        return False
+    if eqn.primitive is convolution_p and inmarks == [False, True] and len(invals[0]) == 1:
+        found.append(invals[0][0])  # (groups, examples, positions ..., channels)
         return False
     grouped = max(eqn.params.get("feature_group_count", 1), eqn.params.get("batch_group_count", 1))
     if name == "conv_general_dilated" and inmarks == [False, True] and grouped == 1:

@@ -119,7 +119,8 @@ def layer_hessian_from_operator(
     Example:
       >>> from poster_jax.curvature import fisher_operator
       >>> def apply_fn(params, x): return x @ params["kernel"]
-      >>> op = fisher_operator(apply_fn, {"kernel": jnp.ones((3, 2))}, jnp.ones((5, 3)))
+      >>> batch = (jnp.ones((5, 3)), jnp.zeros(5, int))
+      >>> op = fisher_operator(apply_fn, {"kernel": jnp.ones((3, 2))}, batch)
       >>> layer_hessian_from_operator(op.restrict("kernel")).weights.shape
       (2, 3)
     """

@@ -18,13 +18,14 @@ the digits' MLP the same 64 products gave a third to a tenth of the standard err
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from poster_jax import curvature
-from poster_jax.core.checks import check_count, check_key
+from poster_jax.core.checks import check_count, check_key, check_positive
 from poster_jax.core.typing import Array, Estimate, PRNGKey
 from poster_jax.flatness.layer import LayerHessian, along
 
@@ -267,7 +268,18 @@ def neuronwise_max_eigenvalue(
       27.0
     """
     weights = _check(hessian, key)
+    check_positive("tol", tol)
     check_count("neurons_at_once", neurons_at_once)
+    return _neuronwise_max_eigenvalue(
+        hessian, key, tol, max_iters, min(neurons_at_once, len(weights))
+    )
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _neuronwise_max_eigenvalue(
+    hessian: LayerHessian, key: PRNGKey, tol: float, max_iters: int | None, at_once: int
+) -> Estimate:
+    weights = hessian.weights
     zero = jnp.zeros(weights.shape[1], weights.dtype)
 
     def search(neuron: tuple[Array, PRNGKey]) -> tuple[Array, Array, Array]:
@@ -277,9 +289,7 @@ def neuronwise_max_eigenvalue(
         return pairs.values[0], pairs.residuals[0], pairs.num_products
 
     neurons = (jnp.eye(len(weights), dtype=weights.dtype), jax.random.split(key, len(weights)))
-    values, residuals, products = jax.lax.map(
-        search, neurons, batch_size=min(neurons_at_once, len(weights))
-    )
+    values, residuals, products = jax.lax.map(search, neurons, batch_size=at_once)
     squared = jnp.sum(jnp.square(weights), axis=1)
     return Estimate(squared @ values, squared @ residuals, products.sum())
 

@@ -65,9 +65,9 @@ def relative_flatness(
       TypeError: a wrong kind of argument.
 
     Source: Petzka et al. 2021 (arXiv 2001.00939), definition of relative flatness; the estimator:
-      this library (see `neuronwise_trace`). Weight decay: use `losses.with_weight_decay(loss_fn,
-      strength)`; a term alpha |W|^2 in the loss adds 2 alpha m |W|^2 for m inputs, where the
-      authors' code adds 2 alpha |W|^2.
+      this library (see `neuronwise_trace`). Weight decay: take `losses.with_weight_decay(loss_fn,
+      strength)`; its strength / 2 |W|^2 adds exactly strength m |W|^2 for m inputs. (For a term
+      alpha |W|^2 the authors' code adds 2 alpha |W|^2, without the m that the trace brings.)
 
     Example:
       >>> def loss_fn(params, batch):

@@ -1,5 +1,7 @@
 """Feature robustness: how much the loss rises when a layer's inputs are mixed among themselves."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -72,6 +74,21 @@ def feature_robustness(
     check_count("num_samples", num_samples, hint="The standard error needs at least 2.")
     kernel = get_path(params, layer)
     check_kernel(f"layer {layer!r}", kernel, neuron_axis)
+    return _feature_robustness(loss_fn, params, batch, key, delta, layer, num_samples, neuron_axis)
+
+
+@partial(jax.jit, static_argnums=(0, 5, 6, 7))
+def _feature_robustness(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    key: PRNGKey,
+    delta: Array,
+    layer: str,
+    num_samples: int,
+    neuron_axis: int,
+) -> Estimate:
+    kernel = get_path(params, layer)
     loss_of_layer, _ = restrict(loss_fn, params, layer)
     weights = as_matrix(kernel, neuron_axis)
     base = loss_fn(params, batch)

@@ -5,6 +5,7 @@ the mean of J_i^T S_i J_i with S_i the Hessian of the loss by the logits and J_i
 with the active units) (x) phi_i. `test_reference.py` checks it by finite differences.
 """
 
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -24,7 +25,7 @@ def make_params(seed=0, widths=WIDTHS, dtype=np.float64):
             "kernel": (rng.normal(size=(m, d)) * np.sqrt(2 / m)).astype(dtype),
             "bias": (0.1 * rng.normal(size=d)).astype(dtype),
         }
-        for i, (m, d) in enumerate(zip(widths, widths[1:], strict=False))
+        for i, (m, d) in enumerate(itertools.pairwise(widths))
     }
 
 

@@ -106,7 +106,9 @@ def test_least_squares_is_the_ridge_penalty(x64, key, net):
 
     wanted = float(np.sum(np.square(params["kernel"])) * np.mean(np.sum(np.square(x), axis=1)))
     hessian = flatness.hessian_of_layer(loss_fn, params, (x, y), layer="kernel")
-    np.testing.assert_allclose(net.exact_measure("neuronwise_trace", hessian, key), wanted, rtol=1e-12)
+    np.testing.assert_allclose(
+        net.exact_measure("neuronwise_trace", hessian, key), wanted, rtol=1e-12
+    )
     np.testing.assert_allclose(
         flatness.least_squares_relative_flatness(x, params["kernel"]), wanted, rtol=1e-12
     )

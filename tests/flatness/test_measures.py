@@ -11,8 +11,12 @@ from poster_jax.core import losses
 
 def _hessian(net, layer, **options):
     params, batch = jax.tree.map(jnp.asarray, (net.make_params(), net.make_batch()))
-    return params, batch, flatness.hessian_of_layer(
-        net.loss_fn, params, batch, layer=f"Dense_{layer}/kernel", **options
+    return (
+        params,
+        batch,
+        flatness.hessian_of_layer(
+            net.loss_fn, params, batch, layer=f"Dense_{layer}/kernel", **options
+        ),
     )
 
 
@@ -97,18 +101,62 @@ def test_the_library_s_weight_decay_is_counted(net, x64, key):
     params, batch, plain = _hessian(net, 2)
     decayed = losses.with_weight_decay(net.loss_fn, 0.1)
     hessian = flatness.hessian_of_layer(decayed, params, batch, layer="Dense_2/kernel")
-    gained = net.exact_measure("layer_max_eigenvalue", hessian, key) - net.exact_measure(
-        "layer_max_eigenvalue", plain, key
+    m, norm = hessian.weights.shape[1], float(jnp.sum(hessian.weights**2))
+    for name, factor in (("layer_max_eigenvalue", 1), ("neuronwise_trace", m)):
+        gained = net.exact_measure(name, hessian, key) - net.exact_measure(name, plain, key)
+        np.testing.assert_allclose(gained, 0.1 * factor * norm, rtol=1e-9)
+
+
+def test_a_layer_s_operator_may_be_any_curvature(net, x64, key):
+    params, batch = jax.tree.map(jnp.asarray, (net.make_params(), net.make_batch()))
+    fisher = curvature.fisher_operator(net.apply_fn, params, batch).restrict("Dense_1/kernel")
+    hessian = flatness.layer_hessian_from_operator(fisher)
+    wanted = net.definitions(hessian.weights, net.numpy_hessian(params, batch, 1))
+    # Fisher = Gauss-Newton = Hessian within one layer of a ReLU network under cross-entropy.
+    np.testing.assert_allclose(
+        net.exact_measure("neuronwise_trace", hessian, key), wanted["neuronwise_trace"], rtol=1e-10
     )
-    norm = float(jnp.sum(hessian.weights**2))
-    # The whole pytree is decayed; by this layer alone the term has one curvature, measured here.
-    step = jax.tree.map(jnp.zeros_like, params)
-    step["Dense_2"]["kernel"] = jnp.ones_like(params["Dense_2"]["kernel"])
 
-    def term(t):
-        moved = jax.tree.map(lambda p, v: p + t * v, params, step)
-        return decayed(moved, batch) - net.loss_fn(moved, batch)
 
-    per_weight = float(jax.grad(jax.grad(term))(0.0)) / params["Dense_2"]["kernel"].size
-    assert per_weight > 0
-    np.testing.assert_allclose(gained / norm, per_weight, rtol=1e-9)
+def test_more_neurons_than_inputs(net, x64, key):
+    widths = (3, 8, 2)
+    params, batch = jax.tree.map(
+        jnp.asarray, (net.make_params(widths=widths), net.make_batch(widths=widths))
+    )
+    hessian = flatness.hessian_of_layer(net.loss_fn, params, batch, layer="Dense_0/kernel")
+    wanted = net.definitions(hessian.weights, net.numpy_hessian(params, batch, 0))
+    np.testing.assert_allclose(
+        net.exact_measure("neuronwise_trace", hessian, key), wanted["neuronwise_trace"], rtol=1e-10
+    )
+
+
+def test_all_layers_are_each_layer_their_sum_and_their_largest(net, x64, key):
+    params, batch = jax.tree.map(jnp.asarray, (net.make_params(), net.make_batch()))
+    layers = flatness.kernel_paths(params)
+    assert layers == ("Dense_0/kernel", "Dense_1/kernel", "Dense_2/kernel")
+    found = flatness.relative_flatness_all_layers(
+        net.loss_fn, params, batch, key, layers=layers, num_probes=1, estimator=net.exact_trace
+    )
+    wanted = [
+        net.definitions(
+            np.asarray(params[f"Dense_{i}"]["kernel"]).T, net.numpy_hessian(params, batch, i)
+        )["neuronwise_trace"]
+        for i in range(3)
+    ]
+    per_layer = [float(found.per_layer[layer].mean) for layer in layers]
+    np.testing.assert_allclose(per_layer, wanted, rtol=1e-10)
+    np.testing.assert_allclose(float(found.sum.mean), sum(wanted), rtol=1e-10)
+    np.testing.assert_allclose(float(found.max.mean), max(wanted), rtol=1e-10)
+
+
+def test_errors_of_layers_add_in_squares(net, key):
+    params, batch = jax.tree.map(
+        jnp.asarray, (net.make_params(dtype=np.float32), net.make_batch(dtype=np.float32))
+    )
+    found = flatness.relative_flatness_all_layers(
+        net.loss_fn, params, batch, key, layers=flatness.kernel_paths(params), num_probes=50
+    )
+    errors = [float(e.stderr) for e in found.per_layer.values()]
+    np.testing.assert_allclose(float(found.sum.stderr), np.linalg.norm(errors), rtol=1e-5)
+    largest = max(found.per_layer.values(), key=lambda e: float(e.mean))
+    assert float(found.max.stderr) == float(largest.stderr)

@@ -1,5 +1,7 @@
 """Norms that flatness is compared with: of the weights, and of the outputs they make."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -106,7 +108,11 @@ def fisher_rao_norm_of_params(loss_fn: LossFn, params: Params, batch: Batch) -> 
       6.0
     """
     check_loss(loss_fn, params, batch)
+    return _fisher_rao_norm_of_params(loss_fn, params, batch)
 
+
+@partial(jax.jit, static_argnums=0)
+def _fisher_rao_norm_of_params(loss_fn: LossFn, params: Params, batch: Batch) -> Array:
     def losses(params: Params) -> Array:
         single = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, None], batch)
         return jax.vmap(loss_fn, in_axes=(None, 0))(params, single)

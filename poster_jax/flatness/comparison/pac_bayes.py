@@ -1,6 +1,7 @@
 """PAC-Bayes flatness: how much Gaussian noise on the weights costs a tenth of the accuracy."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +92,23 @@ def pac_bayes_sigma(
     check_positive("max_sigma", max_sigma)
     check_count("num_draws", num_draws)
     check_count("max_steps", max_steps)
+    return _pac_bayes_sigma(
+        metric_fn, params, batch, key, displacement, tolerance, max_sigma, num_draws, max_steps
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 7, 8))
+def _pac_bayes_sigma(
+    metric_fn: Callable[[Params, Batch], Any],
+    params: Params,
+    batch: Batch,
+    key: PRNGKey,
+    displacement: Array,
+    tolerance: Array,
+    max_sigma: Array,
+    num_draws: int,
+    max_steps: int,
+) -> PacBayesSigma:
     reference = metric_fn(params, batch)
     keys = jax.random.split(key, num_draws)
 

@@ -4,6 +4,8 @@ None of the three survives a rescaling of the layers that keeps the function; th
 compared with the measures that do.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -60,11 +62,23 @@ def keskar_sharpness(
     check_positive("radius", radius)
     check_count("num_steps", num_steps)
     check_count("num_starts", num_starts)
+    return _keskar_sharpness(loss_fn, params, batch, key, radius, num_steps, num_starts)
+
+
+@partial(jax.jit, static_argnums=(0, 5, 6))
+def _keskar_sharpness(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    key: PRNGKey,
+    radius: Array,
+    num_steps: int,
+    num_starts: int,
+) -> Array:
     box = jax.tree.map(lambda w: radius * (jnp.abs(w) + 1), params)
     value_and_grad = jax.value_and_grad(lambda v: loss_fn(_add(params, v), batch))
     # The steps add up to more than the box's diameter, and their last ones are small.
     steps = jnp.linspace(1.0, 0.1, num_steps) * (4.0 / num_steps)
-
     loss = loss_fn(params, batch)
 
     def ascend(key: PRNGKey) -> Array:
@@ -114,6 +128,11 @@ def sam_sharpness(loss_fn: LossFn, params: Params, batch: Batch, *, radius: floa
     """
     check_loss(loss_fn, params, batch)
     check_positive("radius", radius)
+    return _sam_sharpness(loss_fn, params, batch, radius)
+
+
+@partial(jax.jit, static_argnums=0)
+def _sam_sharpness(loss_fn: LossFn, params: Params, batch: Batch, radius: Array) -> Array:
     loss, gradient = jax.value_and_grad(loss_fn)(params, batch)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)))
     scale = jnp.where(norm > 0, radius / jnp.where(norm > 0, norm, 1), 0)
@@ -165,7 +184,13 @@ def expected_sharpness(
     check_key("key", key)
     check_positive("sigma", sigma)
     check_count("num_samples", num_samples, hint="The standard error needs at least 2.")
+    return _expected_sharpness(loss_fn, params, batch, key, sigma, num_samples)
 
+
+@partial(jax.jit, static_argnums=(0, 5))
+def _expected_sharpness(
+    loss_fn: LossFn, params: Params, batch: Batch, key: PRNGKey, sigma: Array, num_samples: int
+) -> Estimate:
     loss = loss_fn(params, batch)
 
     def rise(key: PRNGKey) -> Array:

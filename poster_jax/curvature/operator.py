@@ -7,7 +7,7 @@ of the same shapes compile nothing), and `vmap` over it asks the question of a w
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from poster_jax.core.typing import Array, Batch, Float, Params
 __all__ = ["LinearOperator", "matrix_operator"]
 
 
+@runtime_checkable
 class Linearizer(Protocol):
     """Turns a function of free parameters and a batch into the linear map v -> C v of a curvature.
 

@@ -5,6 +5,7 @@ that a process killed half-way leaves nothing that reads as a checkpoint. Beside
 small JSON object for what a program wants to know before it reads them.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,11 @@ def save(
     if newest is not None and step <= newest:
         raise ValueError(f"step must be above {newest}, the latest in {directory}, got {step}.")
     ocp = _orbax()
+    _clear_away_broken(directory)
     with _manager(directory, keep) as manager:
         manager.save(
             step,
+            force=True,
             args=ocp.args.Composite(
                 leaves=ocp.args.StandardSave(_with_entries(leaves)),
                 about=ocp.args.JsonSave({"leaves": _kinds(leaves), "metadata": metadata or {}}),
@@ -181,6 +184,16 @@ def _steps(directory: str | Path) -> set[int]:
         return set()
     found = (entry for entry in path.iterdir() if entry.name.isdigit())
     return {int(entry.name) for entry in found if (entry / "_CHECKPOINT_METADATA").is_file()}
+
+
+def _clear_away_broken(directory: str | Path) -> None:
+    """Removes numbered directories that are not whole: orbax would count them as checkpoints."""
+    path = Path(directory)
+    if path.is_dir() and jax.process_index() == 0:
+        whole = _steps(path)
+        for entry in path.iterdir():
+            if entry.name.isdigit() and int(entry.name) not in whole:
+                shutil.rmtree(entry)
 
 
 def _manager(directory: str | Path, keep: int | None = None) -> Any:

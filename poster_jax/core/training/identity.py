@@ -54,12 +54,13 @@ def check_identity(ours: dict[str, Any], saved: dict[str, Any], where: str) -> N
 def _constants(jaxpr: Any) -> Iterator[np.ndarray]:
     """The arrays that a jaxpr and those inside it close over, in order."""
     if isinstance(jaxpr, ClosedJaxpr):
-        yield from (c for c in jaxpr.consts if hasattr(c, "dtype"))
+        yield from (c for c in jaxpr.consts if hasattr(c, "shape"))
         jaxpr = jaxpr.jaxpr
     for equation in jaxpr.eqns:
         for value in equation.invars:
-            if isinstance(value, Literal):
-                yield value.val if hasattr(value.val, "dtype") else np.asarray(value.val)
+            # A number that is no array stands in the lowered code.
+            if isinstance(value, Literal) and hasattr(value.val, "shape"):
+                yield value.val
         for parameter in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr):
             if _is_jaxpr(parameter):
                 yield from _constants(parameter)

@@ -43,6 +43,11 @@ from poster_jax.flatness.measures import (
     neuronwise_trace,
     normalized_layer_trace,
 )
+from poster_jax.flatness.random_rescaling import (
+    Rescaled,
+    measure_under_rescaling,
+    random_layer_factors,
+)
 from poster_jax.flatness.relative_flatness import (
     LayerFlatness,
     kernel_paths,
@@ -56,6 +61,7 @@ __all__ = [
     "LayerFlatness",
     "LayerHessian",
     "PacBayesSigma",
+    "Rescaled",
     "columnwise_trace",
     "expected_sharpness",
     "feature_robustness",
@@ -73,12 +79,14 @@ __all__ = [
     "layer_max_eigenvalue",
     "layer_trace",
     "least_squares_relative_flatness",
+    "measure_under_rescaling",
     "neuronwise_max_eigenvalue",
     "neuronwise_trace",
     "normalize_features",
     "normalized_layer_trace",
     "pac_bayes_bound",
     "pac_bayes_sigma",
+    "random_layer_factors",
     "relative_flatness",
     "relative_flatness_all_layers",
     "rescale_layers",

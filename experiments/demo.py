@@ -1,0 +1,64 @@
+"""The portrait of two networks trained on real digits, on one page.
+
+    python -m experiments.demo --workdir=out/demo
+
+takes about two minutes on two cores and writes `out/demo/index.html`. Its sections stand in
+`experiments/portrait`; a new room adds its own there.
+"""
+
+import dataclasses
+
+from experiments import _program
+from experiments.portrait import SECTIONS, train_subjects
+
+
+def _setting(default: int, help_text: str) -> int:
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How much to measure."""
+
+    mlp_steps: int = _setting(1000, "training steps of the MLP")
+    cnn_steps: int = _setting(600, "training steps of the CNN")
+    eigenvalues: int = _setting(14, "eigenvalues of each Hessian, half from each end")
+    trace_products: int = _setting(64, "products behind each trace")
+    lanczos_steps: int = _setting(60, "Lanczos steps a probe of the density")
+    density_probes: int = _setting(4, "probes of the density")
+    flatness_probes: int = _setting(64, "products behind each layer's relative flatness")
+    rescalings: int = _setting(100, "random rescalings")
+    rescaling_probes: int = _setting(8, "products behind each measure of a rescaled network")
+
+
+PRESETS = {
+    "laptop": Settings(),
+    "smoke": Settings(
+        mlp_steps=40,
+        cnn_steps=20,
+        eigenvalues=4,
+        trace_products=16,
+        lanczos_steps=15,
+        density_probes=2,
+        flatness_probes=16,
+        rescalings=10,
+        rescaling_probes=2,
+    ),
+}
+
+
+def experiment(run: _program.Run) -> _program.Findings:
+    """Trains the networks and asks every section about them."""
+    subjects = train_subjects(run)
+    return _program.Findings(
+        title="Portrait of two networks",
+        lead="What poster_jax says about a multilayer perceptron and a convolutional network that "
+        "were trained on real handwritten digits a moment ago: every number with its error, and "
+        "what it means.",
+        claims=(),
+        sections=[section(run, subjects) for section in SECTIONS],
+    )
+
+
+if __name__ == "__main__":
+    _program.launch("demo", PRESETS, experiment)

@@ -26,8 +26,9 @@ def from_equinox(
 
     Params are the module itself with everything but its floating point arrays set to None, as
     `eqx.partition(module, eqx.is_inexact_array)` gives it, so that a leaf is called
-    "layers/0/weight". The state is `(other arrays, eqx.nn.State)`, or () when there is neither. To
-    go back: `eqx.combine(params, module)`.
+    "layers/0/weight". The state is the tuple of the leaves of the pair (the module with only its
+    other arrays, its `eqx.nn.State`), a State being made for a single use and not comparable. To go
+    back: `eqx.combine(params, module)`.
 
     Args:
       module: the module; or `(module, state)` of `eqx.nn.make_with_state`; or a function of a key
@@ -68,8 +69,7 @@ def from_equinox(
     if not isinstance(template[0], eqx.Module):
         raise TypeError(f"module must make an eqx.Module, got {type(template[0]).__name__}.")
     params_like, arrays_like, static = _split(template[0], eqx)
-    state_like = (arrays_like, template[1])
-    has_state = bool(jax.tree.leaves(state_like))
+    state_leaves, state_structure = jax.tree.flatten((arrays_like, template[1]))
     with_eqx_state = template[1] is not None
     in_training, in_evaluation = mode_kwargs(type(template[0]).__call__, train_kwargs, eval_kwargs)
     takes_key = "key" in parameters(type(template[0]).__call__)
@@ -78,7 +78,7 @@ def from_equinox(
     def values(key: PRNGKey) -> tuple[Any, Any]:
         made, state = make(key)
         params, arrays, _ = _split(made, eqx)
-        return jax.tree.leaves(params), jax.tree.leaves((arrays, state))
+        return jax.tree.leaves(params), tuple(jax.tree.leaves((arrays, state)))
 
     def init(key: PRNGKey, x: Any) -> Params:
         check_key("key", key)
@@ -88,15 +88,13 @@ def from_equinox(
 
     def init_state(key: PRNGKey, x: Any) -> Any:
         check_key("key", key)
-        if not has_state:
-            return ()
-        return jax.tree.unflatten(jax.tree.structure(state_like), values(key)[1])
+        return values(key)[1]
 
     def call(params: Params, state: Any, x: Any, key: Any, training: bool) -> tuple[Any, Any]:
-        if has_state and not state:
+        if state_leaves and not state:
             raise ValueError(NEEDS_STATE)
         kwargs = in_training if training else in_evaluation
-        arrays, eqx_state = state or (arrays_like, None)
+        arrays, eqx_state = jax.tree.unflatten(state_structure, state)
         whole = eqx.combine(params, arrays, static)
         whole = eqx.nn.inference_mode(whole, value=not training)
 
@@ -113,9 +111,8 @@ def from_equinox(
             mapped = jax.vmap(one, in_axes=(0, each, None), out_axes=(0, None), axis_name=axis_name)
             outputs, eqx_state = mapped(x, key, eqx_state)
         else:
-            # Equinox refuses to read a State twice: hand it a copy.
-            outputs, eqx_state = one(x, key, jax.tree.map(lambda leaf: leaf, eqx_state))
-        return outputs, (arrays, eqx_state) if has_state else ()
+            outputs, eqx_state = one(x, key, eqx_state)
+        return outputs, tuple(jax.tree.leaves((arrays, eqx_state)))
 
     def apply_train(params: Params, state: Any, x: Any, key: PRNGKey) -> tuple[Any, Any]:
         check_key("key", key)

@@ -31,6 +31,8 @@ def mode_kwargs(
 
 def parameters(call: Callable[..., Any]) -> tuple[str, ...]:
     """Names of the parameters of `call`; none where they cannot be read."""
+    if isinstance(call, type):  # metaclasses of NNX hide what __init__ takes
+        call = call.__init__
     try:
         return tuple(inspect.signature(call).parameters)
     except (TypeError, ValueError):

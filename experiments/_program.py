@@ -169,7 +169,6 @@ def launch(name: str, presets: Mapping[str, Any], experiment: Callable[[Run], Fi
     values = flags.FLAGS
 
     def main(_: Any) -> None:
-        logging.set_verbosity(logging.WARNING)  # checkpoints tell every file that they write
         logging.set_verbosity(logging.WARNING)  # orbax tells of every file it touches
         given = {f.name: v for f in fields if (v := getattr(values, f.name)) is not None}
         try:

@@ -1,9 +1,9 @@
 """Max pooling whose gradient is fast: `max_pool`, a drop-in for `flax.linen.max_pool`.
 
 Where windows tile the image, their elements are brought onto axes of their own and the maximum is
-taken over these. XLA's gradient of its own pooling (select and scatter) costs 2 to 9 times as much on
-the CPU, inside and outside loops, and so do the second derivatives. Average pooling has no such fault:
-use `flax.linen.avg_pool`.
+taken over these. XLA's gradient of its own pooling (select and scatter) costs 2 to 9 times as much
+on the CPU, and so do the second derivatives. Average pooling has no such fault: use
+`flax.linen.avg_pool`.
 """
 
 from collections.abc import Sequence

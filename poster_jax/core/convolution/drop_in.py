@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from poster_jax.core.convolution.primitive import solve
 from poster_jax.core.convolution.window import Window, dilated
@@ -15,8 +16,8 @@ from poster_jax.core.typing import Array
 
 
 def conv_general_dilated(
-    lhs: Array,
-    rhs: Array,
+    lhs: ArrayLike,
+    rhs: ArrayLike,
     window_strides: Sequence[int],
     padding: Any,
     lhs_dilation: Sequence[int] | None = None,
@@ -30,8 +31,8 @@ def conv_general_dilated(
 ) -> Array:
     """The convolution of `jax.lax`, with derivatives that stay fast inside loops on the CPU.
 
-    Equal to `jax.lax.conv_general_dilated` to rounding, for all its arguments, in all transformations
-    of any order. To use it in Flax, change `nn.Conv(32, (3, 3))` to
+    Equal to `jax.lax.conv_general_dilated` to rounding, for all its arguments, under `jit`, `vmap`
+    and derivatives of any order. To use it in Flax, change `nn.Conv(32, (3, 3))` to
     `nn.Conv(32, (3, 3), conv_general_dilated=conv_general_dilated)`.
 
     Args:
@@ -52,6 +53,7 @@ def conv_general_dilated(
       The output, rank n + 2.
 
     Raises:
+      ValueError: a stride or dilation below 1.
       TypeError, ValueError: those of `jax.lax.conv_general_dilated`, word for word.
 
     Source: this library (the derivation stands in `primitive.py`).
@@ -62,6 +64,13 @@ def conv_general_dilated(
       >>> conv_general_dilated(image, kernel, (1, 1), "SAME").shape
       (1, 4, 8, 8)
     """
+    for name, steps in [
+        ("window_strides", window_strides),
+        ("lhs_dilation", lhs_dilation or ()),
+        ("rhs_dilation", rhs_dilation or ()),
+    ]:
+        if any(step < 1 for step in steps):
+            raise ValueError(f"{name} must be at least 1 in every axis, got {tuple(steps)}.")
     theirs = partial(
         lax.conv_general_dilated,
         window_strides=window_strides,
@@ -91,7 +100,7 @@ def conv_general_dilated(
     lhs, rhs = jnp.asarray(lhs, result.dtype), jnp.asarray(rhs, result.dtype)
     images = jnp.transpose(lhs, (dims.lhs_spec[0], *dims.lhs_spec[2:], dims.lhs_spec[1]))
     kernel = jnp.transpose(rhs, (*dims.rhs_spec[2:], dims.rhs_spec[1], dims.rhs_spec[0]))
-    # Feature groups share out the input channels, batch groups the images, both the output channels.
+    # Feature groups share out input channels, batch groups images, and both the output channels.
     groups, axis = max((feature_group_count, -1), (batch_group_count, 0))
     output = solve(
         "output",
@@ -105,23 +114,24 @@ def conv_general_dilated(
     return jnp.transpose(output, [where[d] for d in range(output.ndim)])
 
 
-def _ours_is_better(lhs: Array, rhs: Array, result: Any) -> bool:
+def _ours_is_better(lhs: ArrayLike, rhs: ArrayLike, result: Any) -> bool:
     """The one place where the backend decides.
 
     XLA for the CPU brings a convolution into the layout that its fast kernels take only where it
     stands at the top level of a program. In the body of a loop the gradients, which arrive in other
-    layouts, fall to a naive loop nest: 4 to 40 times slower for the input's, 50 to 230 times for the
-    kernel's. Grouped convolutions, which is what `vmap` over kernels makes, lose 5 to 10 times
-    everywhere. GPU and TPU have neither fault, and there XLA's own is the best.
+    layouts, fall to a naive loop nest: 9 to 40 times slower for the input's, 50 to 240 times for
+    the kernel's. Grouped convolutions, which is what `vmap` over kernels makes, lose 5 to 10 times
+    everywhere. GPU and TPU bring every convolution into shape, so there XLA's own stays.
     The backend is asked for when the function is traced; a program that a machine with a GPU places
     on its CPU therefore gets XLA's, which is right and slow.
 
-    XLA's also serves what the forms do not: integers and complex numbers, empty arrays, shapes that
-    are symbols, arrays laid out over explicit mesh axes.
+    XLA's also serves what the forms do not: integers and complex numbers, arrays that are empty or
+    have no spatial axis, shapes that are symbols, arrays laid out over explicit mesh axes.
     """
     shapes = (jnp.shape(lhs), jnp.shape(rhs), result.shape)
     return (
         jax.default_backend() == "cpu"
+        and len(result.shape) > 2
         and jnp.issubdtype(result.dtype, jnp.floating)
         and jnp.issubdtype(jnp.result_type(lhs), jnp.floating)
         and all(isinstance(d, int) for shape in shapes for d in shape)
@@ -130,7 +140,7 @@ def _ours_is_better(lhs: Array, rhs: Array, result: Any) -> bool:
     )
 
 
-def _explicitly_sharded(x: Array) -> bool:
+def _explicitly_sharded(x: ArrayLike) -> bool:
     sharding = getattr(jax.typeof(x), "sharding", None)
     return any(axis is not None for axis in getattr(sharding, "spec", ()))
 

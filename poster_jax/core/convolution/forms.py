@@ -27,9 +27,11 @@ import math
 from collections.abc import Callable
 from itertools import product
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from poster_jax.core.convolution.varying import vary_alike
 from poster_jax.core.convolution.window import Window, dilated, mirrored
 from poster_jax.core.typing import Array
 
@@ -71,8 +73,7 @@ def _input(output: Array, kernel: Array, window: Window) -> Array:
 def _kernel(images: Array, output: Array, window: Window) -> Array:
     block = _block(window, images, output)
     if block:
-        blocks = _split_images(block, images, output)
-        return lax.map(lambda pair: _banded_kernel(*pair, window), blocks).sum(0)
+        return _sum_over_images(lambda x, y: _banded_kernel(x, y, window), block, images, output)
     return _plain_kernel(images, output, window)
 
 
@@ -170,6 +171,15 @@ def _last_axis_taps(images: Array, window: Window) -> Array:
     padded = _pad(images, images.ndim - 2, *window.padding[-1])
     shifted = [lax.slice_in_dim(padded, j * step, j * step + size, axis=-2) for j in range(taps)]
     return jnp.concatenate(shifted, -1)
+
+
+def _sum_over_images(
+    form: Callable[[Array, Array], Array], block: int, images: Array, output: Array
+) -> Array:
+    blocks = _split_images(block, images, output)
+    like = jax.eval_shape(form, *(x[0] for x in blocks))
+    zero, *blocks = vary_alike(jnp.zeros(like.shape, like.dtype), *blocks)
+    return lax.scan(lambda total, pair: (total + form(*pair), None), zero, tuple(blocks))[0]
 
 
 def _banded_output(images: Array, kernel: Array, window: Window) -> Array:

@@ -1,20 +1,20 @@
 """Convolution as three maps of one trilinear form, closed under differentiation and `vmap`.
 
-A convolution is linear in its input and in its kernel, so <output', conv(input, kernel)> is linear in
-three arrays. Leave one out and solve for it: the output from input and kernel, the input's cotangent
-from output and kernel, the kernel's cotangent from input and output. A transpose of any of the three
-is again one of the three, and every derivative of any order is made of them. This is why there is a
-primitive of our own rather than a `custom_jvp`: the tangent rule of the latter has to be written in
-operations whose built-in transposes happen to be fast, and `vmap` of it would again be XLA's grouped
-convolution.
+A convolution is linear in its input and in its kernel, so <output', conv(input, kernel)> is linear
+in three arrays. Leave one out and solve for it: the output from input and kernel, the input's
+cotangent from output and kernel, the kernel's cotangent from input and output. A transpose of any
+of the three is again one of the three, and every derivative of any order is made of them. This is
+why there is a primitive rather than a `custom_jvp`: the tangent rule of the latter has to be written
+in operations whose built-in transposes happen to be fast, and `vmap` of it would again be XLA's
+grouped convolution.
 
 Arrays are in one layout, `g` independent convolutions at once:
 
     input (g, n, *spatial, c)    kernel (g, *taps, c, o)    output (g, n, *spatial, o)
 
-Feature groups, batch groups and `vmap` over both operands are all the axis g. `vmap` over one operand
-widens the axis that this operand shares with the result alone: a population of kernels on one input
-is one convolution with more output channels.
+Feature groups, batch groups and `vmap` over both operands are all the axis g. `vmap` over one
+operand widens the axis that this operand shares with the result alone: a population of kernels on
+one input is one convolution with more output channels.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from poster_jax.core.convolution.forms import evaluate
+from poster_jax.core.convolution.varying import vary_alike
 from poster_jax.core.convolution.window import Window
 from poster_jax.core.typing import Array
 
@@ -44,29 +45,14 @@ _AXES = {
     "kernel": {"c": -2, "o": -1},
     "output": {"n": 1, "o": -1},
 }
-"""Where each array keeps its images n, input channels c and output channels o; g is always first."""
+"""Where each array keeps images n, input channels c and output channels o; g is always first."""
 
 
 def solve(kind: Kind, window: Window, **operands: Array) -> Array:
     """The array `kind` from the other two, in the layout above."""
     first, second = OPERANDS[kind]
-    a, b = _vary_alike(operands[first], operands[second])
+    a, b = vary_alike(operands[first], operands[second])
     return convolution_p.bind(a, b, kind=kind, window=window)
-
-
-def _vary_alike(a: Array, b: Array) -> tuple[Array, Array]:
-    """Inside `shard_map` both operands must be known to differ along the same mesh axes."""
-    vary_a, vary_b = _varying(a), _varying(b)
-    if vary_a == vary_b:
-        return a, b
-    return (
-        jax.lax.pcast(a, tuple(vary_b - vary_a), to="varying") if vary_b - vary_a else a,
-        jax.lax.pcast(b, tuple(vary_a - vary_b), to="varying") if vary_a - vary_b else b,
-    )
-
-
-def _varying(x: Array) -> frozenset:
-    return frozenset(getattr(getattr(jax.typeof(x), "mat", None), "varying", ()))
 
 
 convolution_p = Primitive("poster_convolution")

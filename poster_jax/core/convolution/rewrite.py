@@ -18,8 +18,8 @@ def with_fast_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
     `apply_fn` to `with_fast_convolutions(apply_fn)`, under `grad`, `vmap` and `scan`, not around
     them: a gradient that is already taken is built of convolutions that are already transposed.
 
-    Convolutions inside `jit`, `scan`, `while_loop`, `cond` and `checkpoint` are found. Those inside a
-    function with derivative rules of its own (`custom_jvp`, `custom_vjp`) stay JAX's.
+    Convolutions inside `jit`, `scan`, `while_loop`, `cond` and `checkpoint` are found. Those inside
+    a function with derivative rules of its own (`custom_jvp`, `custom_vjp`) stay JAX's.
 
     Args:
       fn: any function of pytrees of arrays that JAX can trace.
@@ -64,8 +64,9 @@ def _evaluate(closed: core.ClosedJaxpr, *args: Any) -> list[Any]:
         if equation.primitive is jax.lax.conv_general_dilated_p:
             outputs = conv_general_dilated(*inputs, **equation.params)
         else:
-            functions, params = equation.primitive.get_bind_params(_exchanged(equation.params))
-            outputs = equation.primitive.bind(*functions, *inputs, **params)
+            own_rules = equation.primitive.name.startswith("custom_")
+            params = equation.params if own_rules else _exchanged(equation.params)
+            outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(params))
         if not equation.primitive.multiple_results:
             outputs = [outputs]
         values |= dict(zip(equation.outvars, outputs, strict=True))

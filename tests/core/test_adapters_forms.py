@@ -177,7 +177,7 @@ def test_init_computes_no_forward_pass():
         @nn.compact
         def __call__(self, x):
             y = nn.Dense(3)(x)
-            return jnp.ones((200_000, 1_000_000)) * y.sum()
+            return 1 + jnp.broadcast_to(y.sum(), (200_000, 1_000_000))
 
     params = models.from_linen(Huge()).init(KEY, X)
     assert params["Dense_0"]["kernel"].shape == (5, 3)
@@ -237,3 +237,13 @@ def test_importing_models_imports_neither_equinox_nor_haiku():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_params_that_depend_on_the_data_are_drawn_from_it():
+    class Centred(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x - self.param("mean", lambda key: x.mean(0))
+
+    params = models.from_linen(Centred()).init(KEY, X)
+    np.testing.assert_allclose(params["mean"], X.mean(0), atol=1e-6)

@@ -2,7 +2,7 @@
 
     python -m experiments.demo --workdir=out/demo
 
-takes about two minutes on two cores and writes `out/demo/index.html`. Its sections stand in
+takes about a minute on two cores and writes `out/demo/index.html`. Its sections stand in
 `experiments/portrait`; a new room adds its own there.
 """
 
@@ -12,23 +12,21 @@ from experiments import _program
 from experiments.portrait import SECTIONS, train_subjects
 
 
-def _setting(default: int, help_text: str) -> int:
-    return dataclasses.field(default=default, metadata={"help": help_text})
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How much to measure."""
 
-    mlp_steps: int = _setting(1000, "training steps of the MLP")
-    cnn_steps: int = _setting(600, "training steps of the CNN")
-    eigenvalues: int = _setting(14, "eigenvalues of each Hessian, half from each end")
-    trace_products: int = _setting(64, "products behind each trace")
-    lanczos_steps: int = _setting(60, "Lanczos steps a probe of the density")
-    density_probes: int = _setting(4, "probes of the density")
-    flatness_probes: int = _setting(64, "products behind each layer's relative flatness")
-    rescalings: int = _setting(100, "random rescalings")
-    rescaling_probes: int = _setting(8, "products behind each measure of a rescaled network")
+    mlp_steps: int = _program.setting(1000, "training steps of the MLP")
+    cnn_steps: int = _program.setting(600, "training steps of the CNN")
+    eigenvalues: int = _program.setting(14, "eigenvalues of each Hessian, half from each end")
+    trace_products: int = _program.setting(64, "products behind each trace")
+    lanczos_steps: int = _program.setting(60, "Lanczos steps a probe of the density")
+    density_probes: int = _program.setting(4, "probes of the density")
+    flatness_probes: int = _program.setting(64, "products behind each layer's relative flatness")
+    rescalings: int = _program.setting(100, "random rescalings")
+    rescaling_probes: int = _program.setting(
+        8, "products behind each measure of a rescaled network"
+    )
 
 
 PRESETS = {

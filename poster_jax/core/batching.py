@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from poster_jax.core.checks import check_callable, check_count, num_examples
-from poster_jax.core.devices import DATA_AXIS, check_mesh
+from poster_jax.core.devices import DATA_AXIS, on_mesh
 from poster_jax.core.typing import Batch
 
 __all__ = ["map_over_batch", "mean_over_batch", "sum_over_batch"]
@@ -55,7 +55,7 @@ def mean_over_batch(
     size = _check(fn, batch, microbatch)
     if mesh is None:
         return _mean_on_device(fn, batch, size, microbatch)
-    check_mesh(mesh)
+    batch = on_mesh(batch, mesh)
     num_devices = mesh.shape[DATA_AXIS]
     even = size - size % num_devices
     if even == 0:

@@ -18,6 +18,7 @@ __all__ = [
     "check_mesh",
     "data_mesh",
     "initialize_distributed",
+    "on_mesh",
     "replicate",
     "shard_batch",
     "shard_population",
@@ -124,6 +125,39 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     """
     check_mesh(mesh)
     return _place(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """The tree with every array on the devices of the mesh: those that are elsewhere are copied.
+
+    An array that was read from a checkpoint, or put on one device by hand, cannot enter a program
+    of several devices as it is.
+
+    Args:
+      tree: any pytree; traced values and arrays that are there already stay as they are.
+      mesh: as `data_mesh` makes it.
+
+    Returns:
+      The same pytree; what was copied is replicated.
+
+    Raises:
+      ValueError: the mesh lacks the axis "data".
+
+    Source: this library.
+
+    Example:
+      >>> moved = on_mesh(jax.device_put(np.ones(3, np.float32), jax.devices()[0]), data_mesh(1))
+      >>> moved.shape
+      (3,)
+    """
+    check_mesh(mesh)
+    here = set(mesh.devices.flat)
+
+    def move(leaf: Any) -> Any:
+        placed = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        return replicate(leaf, mesh) if placed and set(leaf.devices()) != here else leaf
+
+    return jax.tree.map(move, tree)
 
 
 def initialize_distributed(

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from poster_jax.core.batching import mean_over_batch
 from poster_jax.core.checks import check_count, check_finite, check_same_structure
-from poster_jax.core.devices import check_mesh
+from poster_jax.core.devices import on_mesh
 from poster_jax.core.paths import get_path, restrict
 from poster_jax.core.typing import Array, Batch, Float, Params
 
@@ -144,9 +144,9 @@ def make_operator(
             ) from None
     if microbatch is not None:
         check_count("microbatch", microbatch)
-    if mesh is not None:
-        check_mesh(mesh)
     params, batch = jax.tree.map(jnp.asarray, (params, batch))
+    if mesh is not None:
+        params, batch = on_mesh((params, batch), mesh)
     return LinearOperator(params, batch, fn, linearizer, None, microbatch, mesh)
 
 

@@ -45,6 +45,18 @@ def test_shards_replicas_and_results_on_eight_devices():
     np.testing.assert_allclose(jax.jit(jax.vmap(jnp.sum))(population["w"]), x.sum(1))
 
 
+def test_arrays_that_were_put_on_one_device_enter_a_program_of_eight():
+    from poster_jax import curvature
+    from poster_jax.core.batching import mean_over_batch
+
+    mesh, first = devices.data_mesh(), jax.devices()[0]
+    x, w = (jax.device_put(jnp.ones(shape), first) for shape in [(20, 3), (3,)])
+    np.testing.assert_allclose(mean_over_batch(lambda b: b.mean(0), x, mesh=mesh), np.ones(3))
+    loss_fn = lambda w, x: jnp.mean((x @ w) ** 2)  # noqa: E731
+    product = curvature.hessian_operator(loss_fn, w, x, mesh=mesh)(jnp.ones(3))
+    np.testing.assert_allclose(product, 6.0 * np.ones(3), rtol=1e-6)
+
+
 def test_two_processes_equal_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,0 +1,66 @@
+"""The demo's page holds what it promises, loads nothing, and is not trained twice."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    _demo(folder)
+    return folder
+
+
+def _demo(folder):
+    command = [sys.executable, "-m", "experiments.demo", "--preset=smoke", f"--workdir={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_section_and_picture_is_on_the_page(workdir):
+    page = (workdir / "index.html").read_text()
+    for words in ("Training", "Curvature of the loss", "Relative flatness", "test accuracy"):
+        assert words in page
+    pictures = {p.stem for p in (workdir / "figures").glob("*.png")}
+    assert pictures == {
+        "training_accuracy",
+        "training_loss",
+        "hessian_spectrum_mlp",
+        "hessian_spectrum_cnn",
+        "flatness_layers_mlp",
+        "flatness_layers_cnn",
+        "flatness_rescaling",
+    }
+    assert page.count("data:image/png;base64,") == len(pictures)
+
+
+def test_the_page_loads_nothing(workdir):
+    page = (workdir / "index.html").read_text()
+    assert not re.search(r"""(src|href)=["'](https?:)?//""", page)
+    assert "<script" not in page
+
+
+def test_metrics_hold_the_training_of_both_networks(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = {name: [] for name in ("MLP", "CNN")}
+    for row in rows:
+        if "train_loss" in row:
+            losses[row["network"]].append(row["train_loss"])
+    for name, values in losses.items():
+        assert len(values) > 3, name
+        assert values[-1] < values[0], name
+
+
+def test_a_second_run_reads_the_trained_networks_and_gives_the_same_page(workdir):
+    before = (workdir / "index.html").read_text()
+    steps = sorted(p.name for p in workdir.glob("training/*/checkpoints/*"))
+    _demo(workdir)
+    after = (workdir / "index.html").read_text()
+    seconds = re.compile(r"seconds.*?\d+", re.S)
+    assert seconds.sub("", after) == seconds.sub("", before)
+    assert sorted(p.name for p in workdir.glob("training/*/checkpoints/*")) == steps

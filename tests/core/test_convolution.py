@@ -21,7 +21,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from poster_jax.core import devices
-from poster_jax.core.convolution import conv_general_dilated, forms
+from poster_jax.core.convolution import banded, conv_general_dilated, forms
 
 CHANNELS_LAST = {
     1: ("NWC", "WIO", "NWC"),
@@ -82,8 +82,12 @@ def form(request, monkeypatch):
 
 def use_banded_forms(patch):
     """For what is compiled from now on; `value_and_vjp` below compiles anew at every call."""
-    for limit in ("_BLOCK_SIZE", "_ROWS_AT_LEAST", "_CHANNELS_AT_LEAST"):
-        patch.setattr(forms, limit, 1)
+    for module, limit in [
+        (banded, "_BLOCK_SIZE"),
+        (banded, "_ROWS_AT_LEAST"),
+        (forms, "_CHANNELS_AT_LEAST"),
+    ]:
+        patch.setattr(module, limit, 1)
 
 
 def both(case: Case):
@@ -161,9 +165,9 @@ def geometries(draw):
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(geometries(), st.booleans())
-def test_any_geometry_equals_laxs(case, banded):
+def test_any_geometry_equals_laxs(case, in_bands):
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
-        if banded:
+        if in_bands:
             use_banded_forms(patch)
         ours, theirs = both(case)
         lhs, rhs = operands(case)

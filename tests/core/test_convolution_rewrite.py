@@ -63,7 +63,8 @@ def test_values_are_the_same_and_no_convolution_of_jax_is_left(fn, x64):
     assert_close(fast(*args), fn(*args))
     assert_close(jax.jit(fast)(*args), fn(*args))
     found = set(primitives(jax.make_jaxpr(fast)(*args).jaxpr))
-    assert "poster_convolution" in found and "conv_general_dilated" not in found
+    assert "poster_convolution" in found
+    assert "conv_general_dilated" not in found
 
 
 @pytest.mark.parametrize("fn", [f for f in FUNCTIONS if f is not in_while])
@@ -88,9 +89,11 @@ def test_a_function_with_a_derivative_rule_of_its_own_keeps_it(x64):
 
     fn.defjvp(lambda primals, tangents: (fn(*primals), 7 * conv(tangents[0], primals[1])))
     x, kernel = arguments()
-    gradients = [
-        jax.grad(lambda x: f(x, kernel).sum())(x) for f in (with_fast_convolutions(fn), fn)
-    ]
+
+    def total(f):
+        return lambda x: f(x, kernel).sum()
+
+    gradients = [jax.grad(total(f))(x) for f in (with_fast_convolutions(fn), fn)]
     assert_close(*gradients)
 
 

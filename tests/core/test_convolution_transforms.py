@@ -1,7 +1,7 @@
 """Every transformation of the convolution, of any order, equals that of lax's own, in float64.
 
-Sums of at most a few hundred products of order 1 are exact to 1e-13 in float64; the tolerances leave
-two digits for derivatives of second order.
+Sums of at most a few hundred products of order 1 are exact to 1e-13 in float64; the tolerances
+leave two digits for derivatives of higher order.
 """
 
 import re
@@ -162,4 +162,4 @@ def test_no_convolution_in_a_loop_is_left_to_the_naive_kernel(setting):
     assert found
     for line in found:
         assert re.search(r"dim_labels=b01f_01io->b01f", line), line
-        assert "rhs_reversal" not in line and "group_count" not in line, line
+        assert not re.search("rhs_reversal|group_count", line), line

@@ -1,4 +1,4 @@
-"""`max_pool` equals Flax's, and so does its gradient where no two elements of a window are equal."""
+"""`max_pool` equals Flax's, and so does its gradient where a window has no equal elements."""
 
 import jax
 import jax.numpy as jnp

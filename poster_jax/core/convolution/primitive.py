@@ -4,9 +4,9 @@ A convolution is linear in its input and in its kernel, so <output', conv(input,
 in three arrays. Leave one out and solve for it: the output from input and kernel, the input's
 cotangent from output and kernel, the kernel's cotangent from input and output. A transpose of any
 of the three is again one of the three, and every derivative of any order is made of them. This is
-why there is a primitive rather than a `custom_jvp`: the tangent rule of the latter has to be written
-in operations whose built-in transposes happen to be fast, and `vmap` of it would again be XLA's
-grouped convolution.
+why there is a primitive rather than a `custom_jvp`: the tangent rule of the latter has to be
+written in operations whose built-in transposes happen to be fast, and `vmap` of it would again be
+XLA's grouped convolution.
 
 Arrays are in one layout, `g` independent convolutions at once:
 

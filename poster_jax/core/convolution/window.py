@@ -6,6 +6,11 @@ the input with `input_dilation - 1` zeros between its elements.
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
+from jax import lax
+
+from poster_jax.core.typing import Array
+
 Sizes = tuple[int, ...]
 
 
@@ -59,3 +64,10 @@ def mirrored(window: Window) -> Window:
         input_dilation=window.strides,
         kernel_dilation=window.kernel_dilation,
     )
+
+
+def pad_axis(x: Array, axis: int, low: int, high: int, between: int = 0) -> Array:
+    """Zeros before, after and between the elements of one axis; negative numbers crop."""
+    widths = [(0, 0, 0)] * x.ndim
+    widths[axis] = (low, high, between)
+    return lax.pad(x, jnp.zeros((), x.dtype), widths)

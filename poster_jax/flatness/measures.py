@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from poster_jax import curvature
 from poster_jax.core.checks import check_count, check_key, check_positive
+from poster_jax.core.linalg import qr
 from poster_jax.core.typing import Array, Estimate, PRNGKey
 from poster_jax.flatness.layer import LayerHessian, along
 
@@ -78,7 +79,7 @@ def neuronwise_trace(
     # The factor from a QR of W^T: min(neurons, inputs) columns, no squared condition number, and
     # continuous in W, so that one key gives one estimate on both sides of a rescaling. (The
     # eigenbasis of W W^T is as good and flips its signs; W itself as a factor is only longer.)
-    factor = jnp.linalg.qr(weights.T, mode="r").T
+    factor = qr(weights.T)[1].T
     zero = jnp.zeros((factor.shape[1], weights.shape[1]), weights.dtype)
     operator = along(hessian.operator, _mix_neurons, zero, factor)
     return estimator(operator, key, num_probes=num_probes)

@@ -130,5 +130,13 @@ def measure_under_rescaling(
         )
         return measure_fn(moved)
 
-    after = jax.lax.map(measured, factors, batch_size=min(at_once, num_rescalings))
-    return Rescaled(measure_fn(params), after, factors)
+    # The network as it is goes along as the rescaling by 1, and fills up the last group: one loop
+    # over full groups is one program, where `before` and a rest would be compiled by themselves.
+    num_groups = -(-(num_rescalings + 1) // min(at_once, num_rescalings + 1))
+    group = -(-(num_rescalings + 1) // num_groups)
+    ones = jnp.ones((num_groups * group - num_rescalings, len(layers)), factors.dtype)
+    all_of_them = jnp.concatenate([factors, ones]).reshape(num_groups, group, len(layers))
+    out = jax.lax.map(jax.vmap(measured), all_of_them)
+    out = jax.tree.map(lambda a: a.reshape(num_groups * group, *a.shape[2:]), out)
+    pick = lambda rows: jax.tree.map(lambda a: a[rows], out)  # noqa: E731
+    return Rescaled(pick(-1), pick(slice(num_rescalings)), factors)

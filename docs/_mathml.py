@@ -1,4 +1,4 @@
-"""Formulas of the site become MathML when it is built, so that its pages need no script and no network."""
+"""Formulas become MathML when the site is built, so that its pages need no script, no network."""
 
 import html
 import re

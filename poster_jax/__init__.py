@@ -1,8 +1,8 @@
 """poster_jax: ask any JAX model the questions of the science of deep learning.
 
 A model is `apply_fn(params, x) -> outputs`, a loss `loss_fn(params, batch) -> scalar`. Each room
-(`poster_jax.flatness`, `poster_jax.curvature`, ...) holds the method of one poster, or an engine that
-several posters share; rooms are imported when they are first named.
+(`poster_jax.flatness`, `poster_jax.curvature`, ...) holds the method of one poster, or an engine
+that several posters share; rooms are imported when they are first named.
 """
 
 from importlib import import_module

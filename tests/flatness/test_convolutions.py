@@ -122,7 +122,7 @@ def test_channels_before_a_convolution_may_be_rescaled(net, x64, key):
         return jnp.mean(jax.nn.logsumexp(logits, axis=1) - own)
 
     moved = flatness.rescale_neurons(
-        params, np.array([0.1, 30.0, 2.0]), previous=["first", "shift"], layer="conv"
+        params, jnp.array([0.1, 30.0, 2.0]), previous=["first", "shift"], layer="conv"
     )
     np.testing.assert_allclose(apply_fn(moved, x), apply_fn(params, x), rtol=1e-10)
 

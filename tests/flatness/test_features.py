@@ -131,7 +131,8 @@ def test_scales_are_standard_deviations_constants_their_size_and_the_dead_nothin
     rng = np.random.default_rng(0)
     features = rng.normal(size=(30, 2, 4)).astype(np.float32)
     features[..., 1], features[..., 2] = 0.0, -7.3
-    scales = flatness.feature_scales(jnp.asarray(features))
+    features = jnp.asarray(features)
+    scales = flatness.feature_scales(features)
     np.testing.assert_allclose(scales[0], features[..., 0].std(), rtol=1e-5)
     np.testing.assert_allclose(scales[1:3], [0.0, 7.3], rtol=1e-5)
     # Each scales as its feature does: what makes the normalised measure invariant.

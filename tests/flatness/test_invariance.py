@@ -25,12 +25,15 @@ def _measured(net, measure, params, batch, key, **options):
 def _rescaled_layers(params, seed=0):
     factors = np.exp(np.random.default_rng(seed).uniform(-6, 6, 3))
     factors /= np.prod(factors) ** (1 / 3)
-    return flatness.rescale_layers(params, factors, layers=LAYERS, biases=BIASES)
+    return flatness.rescale_layers(params, jnp.asarray(factors), layers=LAYERS, biases=BIASES)
 
 
 def _rescaled_neurons(params, factors):
     return flatness.rescale_neurons(
-        params, factors, previous=["Dense_1/kernel", "Dense_1/bias"], layer="Dense_2/kernel"
+        params,
+        jnp.asarray(factors),
+        previous=["Dense_1/kernel", "Dense_1/bias"],
+        layer="Dense_2/kernel",
     )
 
 
@@ -140,7 +143,10 @@ def test_a_dead_neuron_enters_unless_its_column_is_left_out(net, x64, key):
 def test_neurons_of_the_layer_itself_may_be_rescaled(net, x64, key, measure):
     params, batch = _network(net)
     moved = flatness.rescale_neurons(
-        params, FACTORS, previous=["Dense_1/kernel", "Dense_1/bias"], layer="Dense_2/kernel"
+        params,
+        jnp.asarray(FACTORS),
+        previous=["Dense_1/kernel", "Dense_1/bias"],
+        layer="Dense_2/kernel",
     )
     before, after = (
         net.exact_measure(

@@ -33,7 +33,7 @@ def test_layers_over_six_decades(net, logs):
     with jax.enable_x64(True):
         params, (x, _) = jax.tree.map(jnp.asarray, (net.make_params(), net.make_batch()))
         factors = np.exp(np.array(logs) - np.mean(logs))
-        moved = flatness.rescale_layers(params, factors, layers=KERNELS, biases=BIASES)
+        moved = flatness.rescale_layers(params, jnp.asarray(factors), layers=KERNELS, biases=BIASES)
         np.testing.assert_allclose(net.apply_fn(moved, x), net.apply_fn(params, x), atol=1e-12)
         np.testing.assert_allclose(
             moved["Dense_1"]["kernel"], factors[1] * params["Dense_1"]["kernel"]

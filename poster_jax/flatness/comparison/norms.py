@@ -31,7 +31,7 @@ def squared_norm(params: Params) -> Scalar:
       25.0
     """
     check_params(params)
-    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params))
+    return jnp.asarray(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)))
 
 
 def fisher_rao_norm(

@@ -106,6 +106,6 @@ def _scaled(raw: Raw, scaling: str) -> tuple[Any, Any]:
     if scaling == "standardise":
         return standardise(*inputs)
     if scaling == "none":
-        return tuple(np.asarray(x, np.float32) for x in inputs)
+        return np.asarray(inputs[0], np.float32), np.asarray(inputs[1], np.float32)
     interval = (-1.0, 1.0) if scaling == "symmetric" else (0.0, 1.0)
     return rescale(*inputs, interval=interval, value_range=raw.value_range)

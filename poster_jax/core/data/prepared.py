@@ -74,7 +74,7 @@ def _builder(name: str, data_dir: Any) -> Any:
             f"'tfds:{name}' is not prepared under {where}; prepare it by: "
             f"{_command(name, data_dir)}"
         ) from error
-    stored = builder.info.file_format.value
+    stored = getattr(builder.info.file_format, "value", None)
     if stored not in FORMATS:
         raise FileNotFoundError(
             f"'tfds:{name}' is prepared at {builder.data_dir} in the format {stored}, which needs "
@@ -89,7 +89,7 @@ def _command(name: str, data_dir: Any) -> str:
     return f'{INSTALL_MAKER} && python -c "import tensorflow_datasets as tfds; {call}"'
 
 
-def _input_and_label(name: str, info: Any) -> tuple[str, str]:
+def _input_and_label(name: str, info: Any) -> tuple[Any, Any]:
     """Names of the input and of the class label among the features of a set."""
     kinds = {feature: type(kind).__name__ for feature, kind in dict(info.features).items()}
     labels = [feature for feature, kind in kinds.items() if kind == "ClassLabel"]

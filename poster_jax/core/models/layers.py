@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from poster_jax.core.convolution import conv_general_dilated
@@ -65,5 +66,5 @@ def check_floats(model: str, x: Any) -> None:
 
 def check_widths(name: str, widths: Any) -> None:
     """ValueError unless `widths` is a sequence of at least one positive integer."""
-    if not widths or not all(isinstance(w, int) and w >= 1 for w in widths):
+    if not widths or not all(isinstance(w, int | np.integer) and w >= 1 for w in widths):
         raise ValueError(f"{name} must be integers of at least 1, got {tuple(widths)}.")

@@ -25,8 +25,10 @@ def mode_kwargs(
     """
     known = [name for name in parameters(call) if name in MODES]
     found = ({name: MODES[name] for name in known}, {name: not MODES[name] for name in known})
-    given = (train_kwargs, eval_kwargs)
-    return tuple(dict(auto if own is None else own) for own, auto in zip(given, found, strict=True))
+    return (
+        found[0] if train_kwargs is None else dict(train_kwargs),
+        found[1] if eval_kwargs is None else dict(eval_kwargs),
+    )
 
 
 def parameters(call: Callable[..., Any]) -> tuple[str, ...]:

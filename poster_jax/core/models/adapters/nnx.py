@@ -112,8 +112,8 @@ def _values(module: nnx.Module) -> tuple[Any, Any, Any]:
     """Values of the params, of the random streams, and of all other lasting variables."""
     # What a call sows for its caller to read is no state of the next call.
     nnx.pop(module, nnx.Intermediate)
-    _, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
-    return tuple(nnx.to_pure_dict(state) for state in states)
+    _, params, streams, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(streams), nnx.to_pure_dict(rest)
 
 
 def _start(streams: Any, key: PRNGKey) -> Any:

@@ -9,6 +9,7 @@ steps as given, so that it cannot stop at a residual or restart in bounded memor
 import jax
 import jax.numpy as jnp
 
+from poster_jax.core.linalg import eigh
 from poster_jax.core.typing import Array
 from poster_jax.curvature._flat import inner
 
@@ -58,4 +59,4 @@ def masked_eigh(matrix: Array, active: Array) -> tuple[Array, Array]:
     both = active[:, None] & active[None, :]
     matrix = jnp.where(both, matrix, 0)
     above = 2 * jnp.abs(matrix).sum(axis=1).max() + 1e-30
-    return jnp.linalg.eigh(matrix + jnp.diag(jnp.where(active, 0, above)))
+    return eigh(matrix + jnp.diag(jnp.where(active, 0, above)))

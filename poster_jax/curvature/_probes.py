@@ -14,7 +14,7 @@ from matfree import stochtrace
 from poster_jax.core.checks import check_choice, check_count, check_key
 from poster_jax.core.typing import Array, PRNGKey
 from poster_jax.curvature._flat import FlatOperator
-from poster_jax.curvature.operator import LinearOperator
+from poster_jax.curvature.operator import LinearOperator, default_block_size, map_vectors
 
 SAMPLERS = {
     "rademacher": stochtrace.sampler_signs,
@@ -24,7 +24,9 @@ SAMPLERS = {
 """Names of the probe distributions; each has mean zero and identity covariance."""
 
 
-def check_probes(op: Any, key: Any, num_probes: Any, probe: Any, *, minimum: int = 1) -> None:
+def check_probes(
+    op: Any, key: Any, num_probes: Any, probe: Any, block_size: Any, *, minimum: int = 1
+) -> None:
     """The checks that all stochastic estimators share."""
     check_operator(op)
     check_key("key", key)
@@ -32,6 +34,8 @@ def check_probes(op: Any, key: Any, num_probes: Any, probe: Any, *, minimum: int
         "num_probes", num_probes, minimum=minimum, hint="The standard error needs at least 2."
     )
     check_choice("probe", probe, SAMPLERS)
+    if block_size is not None:
+        check_count("block_size", block_size)
 
 
 def check_operator(op: Any) -> None:
@@ -49,13 +53,6 @@ def sample(key: PRNGKey, probe: str, num: int, flat: FlatOperator) -> Array:
     return jax.vmap(lambda k: one(k)[0])(jax.random.split(key, num))
 
 
-def map_rows(fn: Callable[[Array], Any], rows: Array, block_size: int) -> Any:
-    """`vmap(fn)(rows)`, at most `block_size` rows at a time."""
-    if len(rows) <= block_size:
-        return jax.vmap(fn)(rows)
-    return jax.lax.map(fn, rows, batch_size=block_size)
-
-
 def mean_and_stderr(
     statistic: Callable[[Array], Array],
     key: PRNGKey,
@@ -63,7 +60,7 @@ def mean_and_stderr(
     *,
     num_probes: int,
     probe: str,
-    block_size: int,
+    block_size: int | None,
 ) -> tuple[Array, Array]:
     """Mean of `statistic(probe vector)` over probes, and its standard error (n - 1 in the divisor).
 
@@ -73,11 +70,11 @@ def mean_and_stderr(
     """
     draw = SAMPLERS[probe](jnp.zeros(flat.dim, flat.dtype), num=1)
     keys = jax.random.split(key, num_probes)
-    size = min(block_size, num_probes)
+    size = min(block_size or default_block_size(), num_probes)
     whole = num_probes - num_probes % size
 
     def moments(keys: Array) -> tuple[Array, Array, Array]:
-        values = jax.vmap(lambda k: statistic(draw(k)[0]))(keys)
+        values = map_vectors(lambda k: statistic(draw(k)[0]), keys, len(keys))
         mean = values.mean(axis=0)
         return jnp.asarray(len(keys), flat.dtype), mean, ((values - mean) ** 2).sum(axis=0)
 
@@ -86,10 +83,9 @@ def mean_and_stderr(
         delta = b[1] - a[1]
         return n, a[1] + delta * (b[0] / n), a[2] + b[2] + delta**2 * (a[0] * b[0] / n)
 
-    total = moments(keys[:size])
-    if whole > size:
-        blocks = keys[size:whole].reshape(-1, size, *keys.shape[1:])
-        total, _ = jax.lax.scan(lambda t, k: (merge(t, moments(k)), None), total, blocks)
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(moments, keys[:size]))
+    blocks = keys[:whole].reshape(-1, size, *keys.shape[1:])
+    total, _ = jax.lax.scan(lambda t, k: (merge(t, moments(k)), None), nothing, blocks)
     if whole < num_probes:
         total = merge(total, moments(keys[whole:]))
     n, mean, squares = total

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from poster_jax.core.checks import check_count, check_finite, check_positive
+from poster_jax.core.linalg import eigh
 from poster_jax.core.typing import Array, Float, PRNGKey
 from poster_jax.curvature._flat import FlatOperator, flatten, inner
 from poster_jax.curvature._lanczos import norm, orthogonalise, unit
-from poster_jax.curvature._probes import check_probes, map_rows, sample
-from poster_jax.curvature.operator import LinearOperator
+from poster_jax.curvature._probes import check_probes, sample
+from poster_jax.curvature.operator import LinearOperator, map_vectors
 
 __all__ = ["Density", "spectral_density"]
 
@@ -85,8 +86,7 @@ def spectral_density(
       >>> density.nodes.shape, round(float(jnp.trapezoid(density.density, density.grid)), 2)
       ((3, 10), 1.0)
     """
-    check_probes(op, key, num_probes, probe)
-    check_count("block_size", block_size)
+    check_probes(op, key, num_probes, probe, block_size)
     check_count("num_lanczos", num_lanczos)
     if num_lanczos > op.dim:
         raise ValueError(
@@ -115,10 +115,10 @@ def _quadrature(
 
     def one(key: Array) -> tuple[Array, Array]:
         start = sample(key, probe, 1, flat)[0]
-        values, vectors = jnp.linalg.eigh(_tridiagonal(flat, start, num_lanczos))
+        values, vectors = eigh(_tridiagonal(flat, start, num_lanczos))
         return values, vectors[0] ** 2
 
-    return map_rows(one, jax.random.split(key, num_probes), block_size)
+    return map_vectors(one, jax.random.split(key, num_probes), block_size)
 
 
 def _tridiagonal(flat: FlatOperator, start: Array, num_steps: int) -> Array:

@@ -7,8 +7,8 @@ each, and the method stops at a residual, not at a number of steps.
 
 A Krylov space holds one vector of every eigenspace, so that a repeated eigenvalue would be found
 once. Therefore, when all wanted pairs have converged, the search goes on from a random vector
-orthogonal to everything found: what it finds above the wanted eigenvalues was missed (another copy)
-and is taken in; when its own best Ritz value settles below them, the answer stands.
+orthogonal to everything found: what it finds beyond the wanted eigenvalues was missed (another
+copy) and is taken in. It ends when a missed eigenvector would have shown itself.
 """
 
 from functools import partial
@@ -27,10 +27,8 @@ from poster_jax.curvature.operator import LinearOperator
 __all__ = ["top_eigenpairs"]
 
 WHICH = ("largest", "smallest", "both", "magnitude")
-# A second look goes on for at least this many products, and until its best Ritz value is known to
-# a tenth: a missed eigenvector is a 1/sqrt(dim) part of a random vector and needs to grow first.
-SECOND_LOOK_STEPS = 6
-SECOND_LOOK_ACCURACY = 0.1
+# The chance that a second look overlooks a missed eigenvector.
+OVERLOOK = 0.01
 
 
 def top_eigenpairs(
@@ -55,13 +53,13 @@ def top_eigenpairs(
         error of the eigenvalue is then at most that, and of the order of its square over the gap.
       max_iters: products after which the search stops, converged or not; None takes
         `max(300, 30 k)`.
-      basis_size: basis vectors held; memory is about `1.5 * basis_size * P` numbers. None takes
-        `2 k + 30`.
+      basis_size: basis vectors held, each with its product: memory is about
+        `3 * basis_size * P` numbers. None takes the larger of `k + 30` and `2 k`.
 
     Returns:
-      Eigenpairs; `residuals` come from k more products with the returned vectors, `converged` says
-      which meet `tol`, `num_products` counts all. An operator that gives NaN ends the search with
-      NaN values that have not converged.
+      Eigenpairs; the residuals are true ones: H v is put together from the products of the basis
+      vectors that make up v, not taken from the recurrence. `converged` says which meet `tol`. An
+      operator that gives NaN ends the search with NaN values that have not converged.
 
     Raises:
       ValueError: k below 1 or above P, an unknown `which`, tol not positive, basis_size too small.
@@ -88,7 +86,7 @@ def top_eigenpairs(
         max_iters = max(300, 30 * k)
     check_count("max_iters", max_iters)
     if basis_size is None:
-        basis_size = 2 * k + 30
+        basis_size = max(k + 30, 2 * k)
     check_count("basis_size", basis_size, minimum=min(op.dim, k + 8), hint="It must exceed k by 8.")
     basis_size = min(op.dim, basis_size)
     return _top_eigenpairs(
@@ -97,15 +95,17 @@ def top_eigenpairs(
 
 
 class _Search(NamedTuple):
-    """State of the search; `size` rows of `basis` (m, P) are in use.
+    """State of the search; `size` rows are in use.
 
-    `projected` (m, m) is basis H basis^T. `left` (m,) is the part of H basis_i that lies outside
-    the basis and is no longer followed: with it, a Ritz vector s has the residual
-    sqrt(sum_i (left_i s_i)^2). `next` is the vector to add; `coupling` its product with H times the
-    last one. `look` is the row from which the second look started, -1 outside one.
+    `basis` (m, P) is orthonormal, `products` (m, P) is H times it, `projected` (m, m) is
+    basis H basis^T. `left` (m,) is the part of H basis_i that lies outside of the basis and is no
+    longer followed: with it, a Ritz vector s has the residual sqrt(sum_i (left_i s_i)^2). `next` is
+    the vector to add, `coupling` its product with H times the last row. `look` is the row from
+    which the second look started, -1 outside of one. `restart` asks for room.
     """
 
     basis: Array
+    products: Array
     projected: Array
     left: Array
     next: Array
@@ -114,6 +114,7 @@ class _Search(NamedTuple):
     look: Array
     key: PRNGKey
     num_products: Array
+    restart: Array
     done: Array
 
 
@@ -129,192 +130,210 @@ def _top_eigenpairs(
     basis_size: int,
 ) -> Eigenpairs:
     flat = flatten(op)
+    keep = k + (basis_size - k) // 2
+
+    def step(s: _Search) -> _Search:
+        return _decide(_grow(flat, s), k=k, which=which, tol=tol, max_iters=max_iters, keep=keep)
+
+    def grow_to_restart(s: _Search) -> _Search:
+        s = jax.lax.while_loop(lambda s: ~(s.restart | s.done), step, s)
+        # Outside of the inner loop: there, a choice would copy the basis in every step.
+        return jax.lax.cond(
+            s.done, lambda s: s, partial(_restart, which=which, tol=tol, keep=keep), s
+        )
+
+    start = _start(flat, key, basis_size)
+    end = jax.lax.while_loop(lambda s: ~s.done, grow_to_restart, start)
+    return _answer(end, flat, k=k, which=which, tol=tol)
+
+
+def _start(flat: FlatOperator, key: PRNGKey, basis_size: int) -> _Search:
     start_key, key = jax.random.split(key)
-    basis = jnp.zeros((basis_size, flat.dim), flat.dtype)
-    zero = jnp.zeros((), flat.dtype)
-    start = _Search(
-        basis=basis,
+    empty = jnp.zeros((basis_size, flat.dim), flat.dtype)
+    return _Search(
+        basis=empty,
+        products=empty,
         projected=jnp.zeros((basis_size, basis_size), flat.dtype),
         left=jnp.zeros(basis_size, flat.dtype),
-        next=_random_direction(start_key, basis),
-        coupling=zero,
+        next=_random_direction(start_key, empty),
+        coupling=jnp.zeros((), flat.dtype),
         size=jnp.int32(0),
         look=jnp.int32(-1),
         key=key,
         num_products=jnp.int32(0),
+        restart=jnp.asarray(False),
         done=jnp.asarray(False),
     )
 
-    def step(search: _Search) -> _Search:
-        grown, beta, rest = _grow(flat, search)
-        return _decide(grown, beta, rest, k=k, which=which, tol=tol, max_iters=max_iters)
 
-    end = jax.lax.while_loop(lambda s: ~s.done, step, start)
-    return _answer(flat, end, k=k, which=which, tol=tol)
-
-
-def _grow(flat: FlatOperator, s: _Search) -> tuple[_Search, Array, Array]:
-    """Adds `next` to the basis, and its product to the projection; also the rest and its length."""
+def _grow(flat: FlatOperator, s: _Search) -> _Search:
+    """Adds `next` and its product, what is left of which becomes `next`, its length `coupling`."""
     product = flat.product(s.next)
     alpha = inner(s.next, product)
-    previous = s.basis[jnp.maximum(s.size - 1, 0)]
+    before = jnp.maximum(s.size - 1, 0)
+    local = product - alpha * s.next - s.coupling * s.basis[before]
     basis = s.basis.at[s.size].set(s.next)
-    local = product - alpha * s.next - s.coupling * previous
     coefficients, rest, beta = orthogonalise(basis, local)
-    coefficients = coefficients.at[s.size].add(alpha)
-    coefficients = coefficients.at[jnp.maximum(s.size - 1, 0)].add(s.coupling)
-    projected = s.projected.at[:, s.size].set(coefficients).at[s.size, :].set(coefficients)
-    grown = s._replace(
+    coefficients = coefficients.at[s.size].add(alpha).at[before].add(s.coupling)
+    return s._replace(
         basis=basis,
-        projected=projected,
+        products=s.products.at[s.size].set(product),
+        projected=s.projected.at[:, s.size].set(coefficients).at[s.size, :].set(coefficients),
+        next=unit(rest, beta),
+        coupling=beta,
         size=s.size + 1,
         num_products=s.num_products + 1,
     )
-    return grown, beta, rest
 
 
-def _decide(
-    s: _Search, beta: Array, rest: Array, *, k: int, which: str, tol: Any, max_iters: int
-) -> _Search:
-    """Ends, goes on along the rest, restarts from the best Ritz vectors, or looks again."""
+def _decide(s: _Search, *, k: int, which: str, tol: Any, max_iters: int, keep: int) -> _Search:
+    """Whether to end, to go on along the rest, to take a random vector, or to ask for room."""
     capacity, dim = s.basis.shape
-    rows = jnp.arange(capacity)
-    last = s.size - 1
+    last, beta = s.size - 1, s.coupling
     left = s.left.at[last].set(beta)
-    values, vectors = masked_eigh(s.projected, rows < s.size)
-    order = _preference(values, s.size, which)
-    scale = jnp.maximum(jnp.where(rows < s.size, jnp.abs(values), 0).max(), beta)
-    residuals = jnp.sqrt(((left[:, None] * vectors) ** 2).sum(axis=0))
-    converged = (s.size >= k) & (residuals[order[:k]] <= tol * scale).all()
+    ritz = _ritz(s, which)
+    scale = jnp.maximum(jnp.abs(ritz.values[0]), jnp.abs(ritz.values[s.size - 1]))
+    scale = jnp.maximum(scale, beta)
+    slack = tol * scale
+    wanted = ritz.order[:k]
+    residuals = jnp.sqrt(((left[:, None] * ritz.vectors[:, wanted]) ** 2).sum(axis=0))
+    converged = (s.size >= k) & (residuals <= slack).all()
 
-    wanted = values[order[:k]]
-    closed = beta <= 0.1 * tol * scale
-    settled, missed = _second_look(s, beta, wanted, which=which, slack=tol * scale, closed=closed)
+    settled, beyond = _second_look(s, _limits(ritz.values[wanted], which, slack), slack)
+    looking = s.look >= 0
     full = s.size == capacity
-    complete = s.size == dim
-    certain = (s.look >= 0) & (settled | (full & ~missed))
-    done = (converged & certain) | complete | (s.num_products >= max_iters) | ~jnp.isfinite(beta)
-
-    # A new random vector: for a second look, or because the Krylov space is closed.
-    look_again = converged & ((s.look < 0) | missed)
-    fresh = look_again | closed
-    keep = k + (capacity - k) // 2 if capacity < dim else capacity
-    restart = full | (look_again & (capacity - s.size < (capacity - keep) // 2) & (capacity < dim))
-    followed = jnp.where(fresh, left, left.at[last].set(0))
-
-    def thick_restart(_: None) -> tuple[Array, ...]:
-        # A residual that is no longer followed cannot shrink: what it keeps from converging goes.
-        outside = jnp.sqrt(((followed[:, None] * vectors) ** 2).sum(axis=0))[order]
-        usable = (outside <= tol * scale) & (rows < s.size)
-        best = order[jnp.argsort(~usable, stable=True)]
-        size = jnp.minimum(keep, usable.sum())
-        kept = rows < size
-        ritz = jnp.where(kept[:, None], vectors[:, best].T, 0)
-        projected = jnp.diag(jnp.where(kept, values[best], 0))
-        left = jnp.sqrt(((followed[None, :] * ritz) ** 2).sum(axis=1))
-        return matmul(ritz, s.basis), projected, left, size.astype(jnp.int32), jnp.zeros_like(beta)
-
-    def go_on(_: None) -> tuple[Array, ...]:
-        return s.basis, s.projected, followed, s.size, beta
-
-    basis, projected, left, size, coupling = jax.lax.cond(
-        restart & ~done, thick_restart, go_on, None
+    done = (
+        (converged & looking & (settled | (full & ~beyond)))
+        | (s.size == dim)
+        | (s.num_products >= max_iters)
+        | ~jnp.isfinite(beta)
     )
+    # A new random vector: for a second look, or because the Krylov space is closed.
+    look = converged & (~looking | beyond)
+    fresh = look | (beta <= 0.1 * slack)
     key, fresh_key = jax.random.split(s.key)
     following = jax.lax.cond(
-        fresh & ~done,
-        lambda: _random_direction(fresh_key, basis),
-        lambda: unit(rest, beta),
+        fresh & ~done, lambda: _random_direction(fresh_key, s.basis), lambda: s.next
     )
-    look = jnp.where(look_again, size, jnp.where(restart, -1, s.look))
-    return _Search(
-        basis=basis,
-        projected=projected,
-        left=left,
+    no_room = full | (look & (capacity - s.size < (capacity - keep) // 2))
+    return s._replace(
+        left=jnp.where(fresh, left, s.left),
         next=following,
-        coupling=jnp.where(fresh | restart, 0, coupling),
-        size=size,
-        look=look.astype(jnp.int32),
+        coupling=jnp.where(fresh, 0, beta),
+        look=jnp.where(look, s.size, s.look),
         key=key,
-        num_products=s.num_products,
+        restart=no_room & ~done,
         done=done,
     )
 
 
-def _second_look(
-    s: _Search, beta: Array, wanted: Array, *, which: str, slack: Array, closed: Array
-) -> tuple[Array, Array]:
-    """Whether the sequence since row `look` has settled below the wanted values, or beyond them."""
+def _second_look(s: _Search, limits: tuple[Array, Array], slack: Array) -> tuple[Array, Array]:
+    """Whether the sequence since row `look` rules out a missed eigenvector, or has found one.
+
+    A missed eigenvector makes up about 1/sqrt(P) of the random vector with which the look began.
+    Lanczos amplifies it by the Chebyshev polynomial T_n(x) = cosh(n arccosh x), where x is its
+    distance from the middle of the other eigenvalues over their half range. After the n for which
+    this exceeds sqrt(P), with a margin, it would stand out.
+    """
     rows = jnp.arange(len(s.projected))
-    active = (rows >= s.look) & (rows < s.size)
-    values, vectors = masked_eigh(s.projected, active)
+    values, vectors = masked_eigh(s.projected, (rows >= s.look) & (rows < s.size))
     count = jnp.maximum(s.size - s.look, 1)
-    residuals = beta * jnp.abs(vectors[s.size - 1])
+    errors = s.coupling * jnp.abs(vectors[s.size - 1])
     low, high = values[0], values[count - 1]
-    low_error, high_error = residuals[0], residuals[count - 1]
-    floor, ceiling = _limits(wanted, which)
-    known = SECOND_LOOK_ACCURACY * jnp.maximum(jnp.abs(low), jnp.abs(high)) + slack
-    enough = closed | ((count >= SECOND_LOOK_STEPS) & (jnp.maximum(low_error, high_error) <= known))
-    within = (high + high_error <= ceiling + slack) & (low - low_error >= floor - slack)
-    beyond = (high > ceiling + slack) | (low < floor - slack)
-    return (s.look >= 0) & enough & within, (s.look >= 0) & beyond
+    middle = (low + high) / 2
+    radius = (high - low) / 2 + jnp.maximum(errors[0], errors[count - 1])
+    floor, ceiling = limits
+    x = jnp.minimum(ceiling - middle, middle - floor) / jnp.where(radius > 0, radius, 1)
+    growth = jnp.arccosh(jnp.maximum(x, 1))
+    part = OVERLOOK / jnp.sqrt(s.basis.shape[1])
+    shown = (count - 1) * growth >= jnp.log(2 / part)
+    # The whole Krylov space of the random vector has been seen, or its extremes are known.
+    closed = s.coupling <= part * slack
+    known = (count * 2 >= -jnp.log(part)) & (errors[0] <= slack) & (errors[count - 1] <= slack)
+    inside = (high <= ceiling) & (low >= floor)
+    looking = s.look >= 0
+    return looking & inside & (shown | closed | known), looking & ~inside
 
 
-def _limits(wanted: Array, which: str) -> tuple[Array, Array]:
+def _limits(wanted: Array, which: str, slack: Array) -> tuple[Array, Array]:
     """The interval that must hold every eigenvalue which is not wanted."""
     infinity = jnp.full((), jnp.inf, wanted.dtype)
     if which == "largest":
-        return -infinity, wanted[-1]
+        return -infinity, wanted[-1] + slack
     if which == "smallest":
-        return wanted[-1], infinity
+        return wanted[-1] - slack, infinity
     if which == "magnitude":
-        return -jnp.abs(wanted[-1]), jnp.abs(wanted[-1])
+        return -jnp.abs(wanted[-1]) - slack, jnp.abs(wanted[-1]) + slack
     top, bottom = wanted[0::2], wanted[1::2]
-    return (bottom[-1] if len(bottom) else -infinity), top[-1]
+    return (bottom[-1] - slack if len(bottom) else -infinity), top[-1] + slack
 
 
-def _preference(values: Array, size: Array, which: str) -> Array:
-    """Indices of the ascending `values`, the most wanted first; those from `size` on come last."""
-    t = jnp.arange(len(values))
-    if which == "smallest":
-        return t
-    if which == "largest":
-        order = size - 1 - t
-    elif which == "both":
-        order = jnp.where(t % 2 == 0, size - 1 - t // 2, t // 2)
-    else:
-        order = jnp.argsort(jnp.where(t < size, -jnp.abs(values), jnp.inf))
-    return jnp.where(t < size, order, t)
+def _restart(s: _Search, *, which: str, tol: Any, keep: int) -> _Search:
+    """Keeps the best Ritz vectors, so that the search goes on in the same memory."""
+    ritz = _ritz(s, which)
+    rows = jnp.arange(len(s.projected))
+    slack = tol * jnp.maximum(jnp.abs(ritz.values[0]), jnp.abs(ritz.values[s.size - 1]))
+    # A residual that is no longer followed cannot shrink: what it keeps from converging goes.
+    outside = jnp.sqrt(((s.left[:, None] * ritz.vectors) ** 2).sum(axis=0))[ritz.order]
+    usable = (outside <= slack) & (rows < s.size)
+    best = ritz.order[jnp.argsort(~usable, stable=True)]
+    size = jnp.minimum(keep, usable.sum()).astype(jnp.int32)
+    kept = rows < size
+    rotation = jnp.where(kept[:, None], ritz.vectors[:, best].T, 0)
+    looks_afresh = s.look == s.size
+    return s._replace(
+        basis=matmul(rotation, s.basis),
+        products=matmul(rotation, s.products),
+        projected=jnp.diag(jnp.where(kept, ritz.values[best], 0)),
+        left=jnp.sqrt(((s.left[None, :] * rotation) ** 2).sum(axis=1)),
+        coupling=jnp.zeros_like(s.coupling),
+        size=size,
+        look=jnp.where(looks_afresh, size, -1),
+        restart=jnp.asarray(False),
+    )
 
 
-def _answer(flat: FlatOperator, s: _Search, *, k: int, which: str, tol: Any) -> Eigenpairs:
-    """Ritz vectors, and one more product with each for its Rayleigh quotient and true residual."""
-    values, vectors = masked_eigh(s.projected, jnp.arange(len(s.projected)) < s.size)
-    order = _preference(values, s.size, which)
-    ritz = matmul(vectors[:, order[:k]].T, s.basis)
-    ritz = jax.vmap(lambda v: unit(v, norm(v)))(ritz)
-
-    def check(vector: Array) -> tuple[Array, Array]:
-        product = flat.product(vector)
-        value = inner(vector, product)
-        return value, norm(product - value * vector)
-
-    quotients, residuals = jax.lax.map(check, ritz)
-    rank = {
-        "largest": -quotients,
-        "both": -quotients,
-        "smallest": quotients,
-        "magnitude": -jnp.abs(quotients),
-    }[which]
+def _answer(s: _Search, flat: FlatOperator, *, k: int, which: str, tol: Any) -> Eigenpairs:
+    """The wanted Ritz vectors with their Rayleigh quotients and true residuals."""
+    ritz = _ritz(s, which)
+    rotation = ritz.vectors[:, ritz.order[:k]].T
+    vectors, products = matmul(rotation, s.basis), matmul(rotation, s.products)
+    lengths = jax.vmap(norm)(vectors)[:, None]
+    vectors, products = vectors / lengths, products / lengths
+    quotients = jax.vmap(inner)(vectors, products)
+    residuals = jax.vmap(norm)(products - quotients[:, None] * vectors)
+    scale = jnp.maximum(jnp.abs(ritz.values[0]), jnp.abs(ritz.values[s.size - 1]))
+    rank = {"smallest": quotients, "magnitude": -jnp.abs(quotients)}.get(which, -quotients)
     final = jnp.argsort(rank)
-    scale = jnp.where(jnp.arange(len(values)) < s.size, jnp.abs(values), 0).max()
     return Eigenpairs(
         values=quotients[final],
-        vectors=flat.unflatten(ritz[final]),
+        vectors=flat.unflatten(vectors[final]),
         residuals=residuals[final],
         converged=(residuals <= tol * scale)[final],
-        num_products=s.num_products + k,
+        num_products=s.num_products,
     )
+
+
+class _Ritz(NamedTuple):
+    """Of the projection: ascending values, vectors in columns, indices from the most wanted on."""
+
+    values: Array
+    vectors: Array
+    order: Array
+
+
+def _ritz(s: _Search, which: str) -> _Ritz:
+    t = jnp.arange(len(s.projected))
+    values, vectors = masked_eigh(s.projected, t < s.size)
+    if which == "smallest":
+        order = t
+    elif which == "largest":
+        order = s.size - 1 - t
+    elif which == "both":
+        order = jnp.where(t % 2 == 0, s.size - 1 - t // 2, t // 2)
+    else:
+        order = jnp.argsort(jnp.where(t < s.size, -jnp.abs(values), jnp.inf))
+    return _Ritz(values, vectors, jnp.where(t < s.size, order, t))
 
 
 def _random_direction(key: PRNGKey, basis: Array) -> Array:

@@ -121,7 +121,28 @@ def _product(op: LinearOperator, vector: Params) -> Params:
 
 @jax.jit
 def _block(op: LinearOperator, vectors: Params) -> Params:
-    return op._mean(lambda linear: jax.vmap(linear)(vectors))
+    return op._mean(lambda linear: map_vectors(linear, vectors))
+
+
+def default_block_size() -> int:
+    """How many vectors to send through a linear map at once.
+
+    On the CPU one: stacked vectors make XLA's matmuls up to three times slower than one after
+    another (measured: MLPs of 11 k to 1 M parameters, jax 0.10). Eight fill an accelerator.
+    """
+    return 1 if jax.default_backend() == "cpu" else 8
+
+
+def map_vectors(fn: Callable[[Any], Any], vectors: Any, block_size: int | None = None) -> Any:
+    """`vmap(fn)(vectors)`, at most `block_size` of the leading axis at a time."""
+    size = jax.tree.leaves(vectors)[0].shape[0]
+    block_size = min(size, block_size or default_block_size())
+    if size == 1:
+        only = fn(jax.tree.map(lambda leaf: leaf[0], vectors))
+        return jax.tree.map(lambda leaf: leaf[None], only)
+    if block_size == size:
+        return jax.vmap(fn)(vectors)
+    return jax.lax.map(fn, vectors, batch_size=block_size if block_size > 1 else None)
 
 
 def make_operator(

@@ -11,12 +11,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from poster_jax.core.checks import check_count
+from poster_jax.core.linalg import qr
 from poster_jax.core.typing import Array, Estimate, PRNGKey
 from poster_jax.curvature._flat import flatten, inner
 from poster_jax.curvature._lanczos import matmul
-from poster_jax.curvature._probes import check_probes, map_rows, mean_and_stderr, sample
-from poster_jax.curvature.operator import LinearOperator
+from poster_jax.curvature._probes import check_probes, mean_and_stderr, sample
+from poster_jax.curvature.operator import LinearOperator, map_vectors
 
 __all__ = ["hutchpp_trace", "trace", "xtrace"]
 
@@ -27,7 +27,7 @@ def trace(
     *,
     num_probes: int,
     probe: str = "rademacher",
-    block_size: int = 8,
+    block_size: int | None = None,
 ) -> Estimate:
     """The sum of the eigenvalues, by Hutchinson's estimator with its standard error.
 
@@ -36,7 +36,8 @@ def trace(
       key: PRNG key.
       num_probes: products to spend; the standard error falls as one over its square root.
       probe: "rademacher" (least variance), "gaussian" or "sphere".
-      block_size: probes at a time; memory grows with it, the result does not depend on it.
+      block_size: probes at a time; the result does not depend on it, memory does. None takes 1 on
+        the CPU, 8 elsewhere.
 
     Returns:
       Estimate of scalars. The trace of a minimum that is not reached can be negative: it is
@@ -54,8 +55,7 @@ def trace(
       >>> float(trace(op, jax.random.key(0), num_probes=4).mean)  # exact for a diagonal matrix
       10.0
     """
-    check_probes(op, key, num_probes, probe)
-    check_count("block_size", block_size)
+    check_probes(op, key, num_probes, probe, block_size)
     return _trace(op, key, num_probes=num_probes, probe=probe, block_size=block_size)
 
 
@@ -65,7 +65,7 @@ def hutchpp_trace(
     *,
     num_probes: int,
     probe: str = "rademacher",
-    block_size: int = 8,
+    block_size: int | None = None,
 ) -> Estimate:
     """The trace, with the large eigenvalues found first and summed exactly.
 
@@ -79,7 +79,7 @@ def hutchpp_trace(
       num_probes: products to spend in all, a third in each part (at least 3; the standard error
         needs 6). At P and more the trace is computed exactly instead.
       probe: "rademacher", "gaussian" or "sphere".
-      block_size: products at a time.
+      block_size: products at a time; None takes 1 on the CPU, 8 elsewhere.
 
     Returns:
       Estimate of scalars; `num_samples` counts the probes of the sampled part, 0 when exact. Its
@@ -99,8 +99,7 @@ def hutchpp_trace(
       >>> abs(float(estimate.mean) - 1.635) < 0.05
       True
     """
-    check_probes(op, key, num_probes, probe, minimum=3)
-    check_count("block_size", block_size)
+    check_probes(op, key, num_probes, probe, block_size, minimum=3)
     if num_probes >= op.dim:
         return _exact_trace(op, block_size=block_size)
     return _hutchpp_trace(op, key, num_probes=num_probes, probe=probe, block_size=block_size)
@@ -112,7 +111,7 @@ def xtrace(
     *,
     num_probes: int,
     probe: str = "sphere",
-    block_size: int = 8,
+    block_size: int | None = None,
 ) -> Estimate:
     """The trace with every probe used twice: to find the large eigenvalues, and to sample the rest.
 
@@ -124,7 +123,7 @@ def xtrace(
       key: PRNG key.
       num_probes: n vectors, 2 n products. At P / 2 and more the trace is computed exactly instead.
       probe: "sphere" (best), "gaussian" or "rademacher".
-      block_size: products at a time.
+      block_size: products at a time; None takes 1 on the CPU, 8 elsewhere.
 
     Returns:
       Estimate of scalars; `num_samples` counts the vectors, 0 when exact. The standard error is
@@ -144,8 +143,7 @@ def xtrace(
       >>> abs(float(xtrace(op, jax.random.key(0), num_probes=15).mean) - 1.635) < 0.05
       True
     """
-    check_probes(op, key, num_probes, probe, minimum=2)
-    check_count("block_size", block_size)
+    check_probes(op, key, num_probes, probe, block_size, minimum=2)
     if 2 * num_probes >= op.dim:
         return _exact_trace(op, block_size=block_size)
     return _xtrace(op, key, num_probes=num_probes, probe=probe, block_size=block_size)
@@ -153,7 +151,7 @@ def xtrace(
 
 @partial(jax.jit, static_argnames=("num_probes", "probe", "block_size"))
 def _trace(
-    op: LinearOperator, key: PRNGKey, *, num_probes: int, probe: str, block_size: int
+    op: LinearOperator, key: PRNGKey, *, num_probes: int, probe: str, block_size: int | None
 ) -> Estimate:
     flat = flatten(op)
     mean, stderr = mean_and_stderr(
@@ -168,26 +166,26 @@ def _trace(
 
 
 @partial(jax.jit, static_argnames=("block_size",))
-def _exact_trace(op: LinearOperator, *, block_size: int) -> Estimate:
+def _exact_trace(op: LinearOperator, *, block_size: int | None) -> Estimate:
     flat = flatten(op)
 
     def entry(i: Array) -> Array:
         return flat.product(jax.nn.one_hot(i, flat.dim, dtype=flat.dtype))[i]
 
-    total = map_rows(entry, jnp.arange(flat.dim), block_size).sum()
+    total = map_vectors(entry, jnp.arange(flat.dim), block_size).sum()
     return Estimate(total, jnp.zeros_like(total), jnp.int32(0))
 
 
 @partial(jax.jit, static_argnames=("num_probes", "probe", "block_size"))
 def _hutchpp_trace(
-    op: LinearOperator, key: PRNGKey, *, num_probes: int, probe: str, block_size: int
+    op: LinearOperator, key: PRNGKey, *, num_probes: int, probe: str, block_size: int | None
 ) -> Estimate:
     flat = flatten(op)
     sketch_key, rest_key = jax.random.split(key)
     third = num_probes // 3
-    sketch = map_rows(flat.product, sample(sketch_key, probe, third, flat), block_size)
-    basis = jnp.linalg.qr(sketch.T)[0].T
-    head = map_rows(lambda q: inner(q, flat.product(q)), basis, block_size).sum()
+    sketch = map_vectors(flat.product, sample(sketch_key, probe, third, flat), block_size)
+    basis = qr(sketch.T)[0].T
+    head = map_vectors(lambda q: inner(q, flat.product(q)), basis, block_size).sum()
 
     def outside(z: Array) -> Array:
         z = z - matmul(matmul(basis, z), basis)
@@ -202,7 +200,7 @@ def _hutchpp_trace(
 
 @partial(jax.jit, static_argnames=("num_probes", "probe", "block_size"))
 def _xtrace(
-    op: LinearOperator, key: PRNGKey, *, num_probes: int, probe: str, block_size: int
+    op: LinearOperator, key: PRNGKey, *, num_probes: int, probe: str, block_size: int | None
 ) -> Estimate:
     """Letters as in the paper: Y = H Omega = Q R, Z = H Q; column i of S spans what y_i alone adds.
 
@@ -212,13 +210,13 @@ def _xtrace(
     """
     flat = flatten(op)
     omega = sample(key, probe, num_probes, flat)
-    y = map_rows(flat.product, omega, block_size)
-    q, r = jnp.linalg.qr(y.T)
-    z = map_rows(flat.product, q.T, block_size)
+    y = map_vectors(flat.product, omega, block_size)
+    q, r = qr(y.T)
+    z = map_vectors(flat.product, q.T, block_size)
     size = jnp.abs(jnp.diag(r))
     deficient = size.min() <= num_probes * jnp.finfo(flat.dtype).eps * size.max()
     safe = jnp.where(deficient, jnp.eye(num_probes, dtype=flat.dtype), r)
-    s = jax.scipy.linalg.solve_triangular(safe, jnp.eye(num_probes, dtype=flat.dtype), trans=1)
+    s = _inverse_transpose(safe)
     s = s / jnp.linalg.norm(s, axis=0)
 
     h = matmul(z, q)  # Q^T H Q
@@ -234,3 +232,9 @@ def _xtrace(
     estimates = jnp.where(deficient, jnp.trace(h), head + rest)
     stderr = estimates.std(ddof=1) / jnp.sqrt(num_probes)
     return Estimate(estimates.mean(), stderr, jnp.int32(num_probes))
+
+
+@jax.custom_batching.sequential_vmap  # for the reason that `core.linalg` gives
+def _inverse_transpose(triangle: Array) -> Array:
+    identity = jnp.eye(len(triangle), dtype=triangle.dtype)
+    return jax.scipy.linalg.solve_triangular(triangle, identity, trans=1)

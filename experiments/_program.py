@@ -100,7 +100,8 @@ class Run:
         if (found := checkpoints.latest(directory)) and found[1].get("identity") == identity:
             return checkpoints.restore(directory, jax.eval_shape(fn, *args))
         shutil.rmtree(directory, ignore_errors=True)
-        result = jax.block_until_ready(fn(*args))
+        # The program that was digested: neither traced nor lowered again.
+        result = jax.block_until_ready(jax.jit(fn)(*args))
         checkpoints.save(directory, 0, result, metadata={"identity": identity})
         return result
 

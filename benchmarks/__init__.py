@@ -1,0 +1,1 @@
+"""Each method timed against its peers, side by side in one run, as ratios of medians."""

@@ -36,8 +36,8 @@ class CNN(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from poster_jax.core.models import from_linen
-      >>> params = from_linen(CNN()).init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
-      >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+      >>> init, x = from_linen(CNN()).init, jnp.ones((1, 32, 32, 3))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0), x)))
       66218
     """
 

@@ -42,8 +42,8 @@ class LeNet5(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from poster_jax.core.models import from_linen
-      >>> params = from_linen(LeNet5()).init(jax.random.key(0), jnp.ones((1, 32, 32, 1)))
-      >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+      >>> init, x = from_linen(LeNet5()).init, jnp.ones((1, 32, 32, 1))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0), x)))
       61706
     """
 

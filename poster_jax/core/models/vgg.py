@@ -46,10 +46,9 @@ class VGG16(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from poster_jax.core.models import from_linen
-      >>> model = from_linen(VGG16(stages=((8,), (16, 16))))
-      >>> x = jnp.ones((1, 8, 8, 1))
-      >>> model.apply_fn(model.init(jax.random.key(0), x), x).shape
-      (1, 10)
+      >>> init, x = from_linen(VGG16()).init, jnp.ones((1, 32, 32, 3))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0), x)))
+      14719818
     """
 
     num_classes: int = 10

@@ -11,7 +11,6 @@ trained to one training loss, measured, rescaled without changing their function
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -12,11 +12,7 @@ About two minutes on two cores.
 """
 
 import itertools
-import json
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +28,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 from sklearn.datasets import load_digits
 
+from benchmarks._harness import Peer, in_turn, timed, write_rows
 from poster_jax.core.devices import data_mesh
 from poster_jax.core.training import epoch_order, fit, map_population
 
@@ -42,7 +39,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "timed repeats of each side", lowe
 _NETWORKS = flags.DEFINE_integer("networks", 100, "networks in the population", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 100, "training steps of each network", lower_bound=1)
 
-SIZES = (64, 96, 48, 10)
+SIZES, BATCHES = (64, 96, 48, 10), (16, 64)
 # Networks side by side on one device: their weights and activations stay in a core's cache.
 GROUP = 5
 OPTIMIZERS = {"sgd": optax.sgd(0.05), "adam": optax.adam(1e-3)}
@@ -85,33 +82,10 @@ def batch_rows(key: jax.Array, batch: int, steps: int, num_examples: int) -> jax
     return orders[:, : epoch_steps * batch].reshape(-1, batch)[:steps]
 
 
-class Torch:
-    """The other process; one repeat of a case gives its seconds and final mean loss."""
-
-    def __init__(self, python: str, inputs: Path) -> None:
-        self._command = [python, str(TORCH), str(inputs)]
-
-    def __enter__(self) -> "Torch":
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-
-    def run(self, batch: int, optimizer: str) -> tuple[float, float]:
-        """Trains all networks once."""
-        print(batch, optimizer, file=self._process.stdin, flush=True)
-        seconds, loss = self._process.stdout.readline().split()
-        return float(seconds), float(loss)
-
-
 def compiled(
     batch: int, optimizer: str, keys: jax.Array, mesh: Mesh, *, shared: bool
 ) -> tuple[Callable[[], tuple[float, float]], float]:
-    """One repeat of ours as a function, and the seconds that its compilation took."""
+    """One repeat of ours (seconds, mean loss) as a function, and the seconds of its compilation."""
     x, y = digits()
 
     def train(key: jax.Array, x: Any, y: Any) -> Any:
@@ -133,15 +107,14 @@ def compiled(
     seconds = time.perf_counter() - start
 
     def repeat() -> tuple[float, float]:
-        start = time.perf_counter()
-        losses, _ = jax.block_until_ready(run(keys, x, y))
-        return time.perf_counter() - start, float(losses.mean())
+        seconds, (losses, _) = timed(run, keys, x, y)
+        return seconds, float(losses.mean())
 
     return repeat, seconds
 
 
-def peak_flops(mesh: Mesh) -> Callable[[], tuple[float, float]]:
-    """One repeat of large matrix products on each device: its seconds, operations a second."""
+def large_products(mesh: Mesh) -> tuple[Callable[[], float], int]:
+    """Large matrix products on every device: the seconds of one repeat, and its operations."""
     size, products = 512, 8
     a = jax.random.normal(jax.random.key(0), (mesh.size, size, size)) / size
 
@@ -149,14 +122,7 @@ def peak_flops(mesh: Mesh) -> Callable[[], tuple[float, float]]:
         return jax.lax.fori_loop(0, products, lambda _, b: a @ b, a)
 
     run = jax.jit(partial(map_population, chain, mesh=mesh))
-
-    def repeat() -> tuple[float, float]:
-        start = time.perf_counter()
-        jax.block_until_ready(run(a))
-        seconds = time.perf_counter() - start
-        return seconds, mesh.size * products * 2 * size**3 / seconds
-
-    return repeat
+    return lambda: timed(run, a)[0], mesh.size * products * 2 * size**3
 
 
 def step_flops(batch: int) -> int:
@@ -166,54 +132,48 @@ def step_flops(batch: int) -> int:
 
 
 def row(
-    case: str,
+    torch: Peer,
     batch: int,
-    ours: Callable[[], tuple[float, float]],
-    theirs: Callable[[], tuple[float, float]] | None,
-    peak: Callable[[], tuple[float, float]],
-    compile_s: float,
+    optimizer: str,
+    keys: jax.Array,
+    mesh: Mesh,
+    *,
+    shared: bool,
 ) -> dict:
-    """Medians of interleaved repeats of both sides."""
-    sides = [peak, ours] if theirs is None else [peak, ours, theirs]
-    losses = [side()[1] for side in sides]  # warms the caches
-    repeats = [[side() for side in sides] for _ in range(_REPEATS.value)]
-    rate = statistics.median(repeat[0][1] for repeat in repeats)
-    medians = [statistics.median(repeat[i][0] for repeat in repeats) for i in range(len(sides))]
+    """Both sides and the large matrix products in turn."""
+    ours, compile_s = compiled(batch, optimizer, keys, mesh, shared=shared)
+    losses = {}
+
+    def one_repeat() -> float:
+        seconds, losses["ours"] = ours()
+        return seconds
+
+    def torch_repeat() -> float:
+        answer = torch.ask(batch=batch, optimizer=optimizer)
+        losses["torch"] = answer["loss"]
+        return answer["seconds"]
+
+    products, product_flops = large_products(mesh)
+    medians = in_turn(
+        {"ours": one_repeat, "torch": torch_repeat, "products": products}, _REPEATS.value
+    )
     work = step_flops(batch) * _STEPS.value * _NETWORKS.value
+    batches = "one order of batches" if shared else "own batches"
     found = {
-        "case": case,
-        "ours_s": medians[1],
+        "case": f"{_NETWORKS.value} MLPs, batch {batch}, {optimizer}, {batches}",
+        "ours_s": medians["ours"],
         "peer": "torch, one after another",
-        "peer_s": None,
-        "ratio": None,
+        "peer_s": medians["torch"],
+        "ratio": medians["torch"] / medians["ours"],
+        "goal": 20,
         "compile_s": compile_s,
-        "of_peak": work / medians[1] / rate,
-        "loss": losses[1],
+        "microseconds_a_step": 1e6 * medians["ours"] / (_STEPS.value * _NETWORKS.value),
+        "of_peak": work / product_flops * medians["products"] / medians["ours"],
+        "loss": losses["ours"],
     }
-    if theirs is None:
-        found["peer"] = f"torch: not installed at {_PEERS.value}"
-    else:
-        found |= {"peer_s": medians[2], "ratio": medians[2] / medians[1]}
-        found["difference"] = abs(losses[2] - losses[1])
-    print(json.dumps(found), file=sys.stderr)
-    return found
-
-
-def rows(torch: Torch | None, keys: jax.Array, mesh: Mesh) -> list[dict]:
-    """Two batch sizes, two optimisers; every network its own batches, or all of them the same."""
-    peak, found = peak_flops(mesh), []
-    for batch in (16, 64):
-        for optimizer in OPTIMIZERS:
-            for shared in (False, True):
-                ours, compile_s = compiled(batch, optimizer, keys, mesh, shared=shared)
-                theirs = None if torch is None else partial(torch.run, batch, optimizer)
-                batches = "one order of batches" if shared else "own batches"
-                case = f"{_NETWORKS.value} MLPs, batch {batch}, {optimizer}, {batches}"
-                found.append(row(case, batch, ours, theirs, peak, compile_s))
-                if shared:
-                    # torch's networks see batches of their own: another end, the same work.
-                    found[-1].pop("difference", None)
-    return found
+    if shared:  # torch's networks have batches of their own: the same work, another end
+        return found
+    return {**found, "difference": abs(losses["torch"] - losses["ours"])}
 
 
 def write_inputs(path: Path, keys: jax.Array) -> None:
@@ -222,28 +182,30 @@ def write_inputs(path: Path, keys: jax.Array) -> None:
     arrays = {"x": x, "y": y.astype(np.int64)}
     for layer, (kernel, bias) in enumerate(jax.vmap(init)(keys)):
         arrays |= {f"kernel{layer}": np.asarray(kernel), f"bias{layer}": np.asarray(bias)}
-    for batch in (16, 64):
+    for batch in BATCHES:
         rows = jax.vmap(lambda k, b=batch: batch_rows(k, b, _STEPS.value, len(x)))(keys)
         arrays[f"rows{batch}"] = np.asarray(rows, np.int64)
     np.savez(path, **arrays)
 
 
 def main(_: Any) -> None:
-    """Runs all rows and writes them."""
+    """Two batch sizes, two optimisers; every network its own batches, or all of them the same."""
+    if not Path(_PEERS.value).exists():
+        raise app.UsageError(f"no peer at {_PEERS.value}: `make bench` sets it up.")
     # One CPU device a core: each runs its share of the networks in its own thread.
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
     mesh, keys = data_mesh(), jax.random.split(jax.random.key(0), _NETWORKS.value)
-    if Path(_PEERS.value).exists():
-        with tempfile.TemporaryDirectory() as directory:
-            inputs = Path(directory) / "inputs.npz"
-            write_inputs(inputs, keys)
-            with Torch(_PEERS.value, inputs) as torch:
-                found = rows(torch, keys, mesh)
-    else:
-        found = rows(None, keys, mesh)
-    if _JSON.value:
-        Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
-        Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as directory:
+        inputs = Path(directory) / "inputs.npz"
+        write_inputs(inputs, keys)
+        with Peer(_PEERS.value, str(TORCH), str(inputs)) as torch:
+            rows = [
+                row(torch, batch, optimizer, keys, mesh, shared=shared)
+                for batch in BATCHES
+                for optimizer in OPTIMIZERS
+                for shared in (False, True)
+            ]
+    write_rows(rows, [], _JSON.value)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
     python populations_torch.py inputs.npz
 
-Reads "batch optimizer" a line; answers the seconds of training all networks and their mean loss on
-all data. No data loader, no reading back of losses, and one thread: at this size two are 7 % slower
-(batch 16) or 5 % faster (batch 64) on a quiet machine, and many times slower on a busy one.
+Reads {"batch", "optimizer"} a line; answers the seconds of training all networks and their mean
+loss on all data. No data loader, no reading back of losses, and one thread: at this size two are
+7 % slower (batch 16) or 5 % faster (batch 64) on a quiet machine, and many times slower on a busy
+one.
 """
 
+import json
 import sys
 import time
 
@@ -56,8 +58,10 @@ def main(path):
     torch.set_num_threads(1)
     arrays = dict(np.load(path))
     for line in sys.stdin:
-        batch, optimizer = line.split()
-        print(*train_all(arrays, batch, OPTIMIZERS[optimizer]), flush=True)
+        request = json.loads(line)
+        make_optimizer = OPTIMIZERS[request["optimizer"]]
+        seconds, loss = train_all(arrays, request["batch"], make_optimizer)
+        print(json.dumps({"seconds": seconds, "loss": loss}), flush=True)
 
 
 if __name__ == "__main__":

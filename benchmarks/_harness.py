@@ -61,14 +61,14 @@ def compile_seconds(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
     return max(0.0, first - second)
 
 
-def write_rows(rows: list[dict[str, Any]], path: str | None) -> None:
-    """To a file, and as a table to the terminal."""
+def write_rows(rows: list[dict[str, Any]], notes: list[dict[str, Any]], path: str | None) -> None:
+    """Rows as a table to the terminal; with `notes`, which compare nothing, to a file."""
     for row in rows:
         print(
-            "{case}: ours {ours_s:.4g} s; {peer} {peer_s:.4g} s; ratio {ratio:.3g}"
-            " (goal {goal})".format(**row)
+            "{case}: ours {ours_s:.4g} s; {peer} {peer_s:.4g} s; ratio {ratio:.3g} (goal "
+            "{goal})".format(**row)
         )
     if path:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(rows, indent=1) + "\n")
+        target.write_text(json.dumps(rows + notes, indent=1) + "\n")

@@ -46,7 +46,7 @@ OPTIMIZERS = {"sgd": optax.sgd(0.05), "adam": optax.adam(1e-3)}
 TORCH = Path(__file__).parent / "peers" / "populations_torch.py"
 
 
-def digits() -> tuple[np.ndarray, np.ndarray]:
+def digits() -> tuple[Any, Any]:
     """1,000 of them, standardised."""
     x, y = load_digits(return_X_y=True)
     x = (x - x.mean(0)) / (x.std(0) + 1e-3)

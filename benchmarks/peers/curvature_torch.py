@@ -3,7 +3,8 @@
     python curvature_torch.py folder
 
 Reads a JSON request a line: {"case": a function below, "model": "cnn", ...}; the weights and data
-of the model stand in folder/model.npz. Answers {"seconds": ..., ...}; arrays go to folder/answer.npz.
+of the model stand in folder/model.npz. Answers {"seconds": ..., ...}; vectors go to
+folder/answer.npz.
 """
 
 import json
@@ -18,7 +19,7 @@ import torch
 from curvlinops import HessianLinearOperator, hutchinson_trace, xtrace
 from curvlinops.papyan2020traces.spectrum import fast_lanczos
 from pyhessian import hessian
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
 warnings.filterwarnings("ignore")
@@ -29,9 +30,10 @@ def network(layers):
     """A torch module of our list of ("conv", kernel, bias), ("dense", ...), ("relu",), ..."""
     modules = []
     for kind, *weights in layers:
-        if kind == "conv":
+        if kind in {"conv", "conv_valid"}:
             kernel = torch.from_numpy(weights[0]).permute(3, 2, 0, 1).contiguous()
-            module = nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2:], padding="same")
+            padding = "same" if kind == "conv" else "valid"
+            module = nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2:], padding=padding)
         elif kind == "dense":
             kernel = torch.from_numpy(weights[0]).T.contiguous()
             module = nn.Linear(kernel.shape[1], kernel.shape[0])
@@ -100,17 +102,27 @@ class Problem:
         return out
 
 
-def gradient(problem):
-    torch.autograd.grad(CROSS_ENTROPY(problem.model(problem.x), problem.y), problem.params)
-    return {}
+class OneAtATime:
+    """curvlinops' operator, one column at a time: it stacks all of them otherwise, which takes as
+    many times the memory of a gradient, and no less time.
+    """
+
+    def __init__(self, operator):
+        self.shape, self.device, self.dtype = operator.shape, operator.device, operator.dtype
+        self._operator = operator
+
+    def __matmul__(self, columns):
+        return torch.stack([self._operator @ column for column in columns.T], dim=1)
 
 
 def product_curvlinops(problem):
+    """One product of curvlinops, forward over reverse."""
     problem.operator @ torch.randn(problem.operator.shape[1])
     return {}
 
 
 def product_double_backward(problem):
+    """One product, reverse over reverse."""
     loss = CROSS_ENTROPY(problem.model(problem.x), problem.y)
     gradients = torch.autograd.grad(loss, problem.params, create_graph=True)
     torch.autograd.grad(gradients, problem.params, [torch.randn_like(p) for p in problem.params])
@@ -125,40 +137,42 @@ def top_curvlinops(problem, k, tol):
         products[0] += 1
         return (problem.operator @ torch.from_numpy(vector.astype(np.float32))).numpy()
 
-    operator = problem.operator.to_scipy(dtype=np.float32)
-    operator._matvec_impl = operator.matvec
-    from scipy.sparse.linalg import LinearOperator
-
-    counted = LinearOperator(operator.shape, matvec=multiply, dtype=np.float32)
+    counted = LinearOperator(problem.operator.shape, matvec=multiply, dtype=np.float32)
     values, vectors = eigsh(counted, k=k, which="LA", tol=tol)
     return {"values": values[::-1].tolist(), "products": products[0]}, vectors[:, ::-1].T
 
 
 def top_pyhessian(problem, k):
+    """Power iteration with deflation, its default tolerance."""
     values, vectors = problem.pyhessian().eigenvalues(top_n=k)
     rows = np.stack([np.concatenate([p.numpy().ravel() for p in v]) for v in vectors])
     return {"values": values}, rows
 
 
 def trace_curvlinops_hutchinson(problem, num):
-    return {"trace": float(hutchinson_trace(problem.operator, num))}
+    """Hutchinson's estimator."""
+    return {"trace": float(hutchinson_trace(OneAtATime(problem.operator), num))}
 
 
 def trace_curvlinops_xtrace(problem, num):
-    return {"trace": float(xtrace(problem.operator, num))}
+    """XTrace."""
+    return {"trace": float(xtrace(OneAtATime(problem.operator), num))}
 
 
 def trace_pyhessian(problem, num):
+    """Hutchinson's estimator, with all of `num` probes."""
     samples = problem.pyhessian().trace(maxIter=num, tol=-np.inf)
     return {"trace": float(np.mean(samples))}
 
 
 def density_curvlinops(problem, steps):
+    """Nodes and weights of Papyan's fast Lanczos (no reorthogonalisation)."""
     values, vectors = fast_lanczos(problem.operator, steps)
     return {"nodes": values.tolist(), "weights": (vectors[0] ** 2).tolist()}
 
 
 def density_pyhessian(problem, steps):
+    """Nodes and weights of its Lanczos with full reorthogonalisation."""
     nodes, weights = problem.pyhessian().density(iter=steps, n_v=1)
     return {"nodes": [float(v) for v in nodes[0]], "weights": [float(w) for w in weights[0]]}
 
@@ -191,6 +205,7 @@ def _eig(matrix, eigenvectors=True):
 
 
 def main(folder):
+    """Answers until the input ends."""
     torch.set_num_threads(os.cpu_count())
     torch.eig = _eig
     problems = {}

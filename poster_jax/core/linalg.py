@@ -31,7 +31,8 @@ def qr(matrix: Float[Array, "rows columns"]) -> tuple[Array, Array]:
       >>> jax.vmap(qr)(jnp.ones((5, 3, 2)))[1].shape
       (5, 2, 2)
     """
-    return tuple(jnp.linalg.qr(matrix))
+    q, r = jnp.linalg.qr(matrix)
+    return q, r
 
 
 @jax.custom_batching.sequential_vmap
@@ -50,4 +51,5 @@ def eigh(matrix: Float[Array, "n n"]) -> tuple[Array, Array]:
       >>> jax.vmap(eigh)(jnp.ones((5, 2, 2)))[0].shape
       (5, 2)
     """
-    return tuple(jnp.linalg.eigh(matrix))
+    values, vectors = jnp.linalg.eigh(matrix)
+    return values, vectors

@@ -39,7 +39,7 @@ demo: $(VENV)/.runtime ## train on the digits, write the portrait page out/demo/
 	$(py) -m experiments.demo --workdir=out/demo
 
 test: $(VENV)/.dev ## all tests but the slow ones
-	$(py) -m pytest -n $(workers) --ignore=tests/slow
+	$(py) -m pytest -n $(workers)
 	POSTER_JAX_TYPECHECK=0 $(py) -m pytest -n $(workers) -m 'bad_input and not slow' tests
 
 slow: $(VENV)/.dev ## the tests that take minutes

@@ -8,6 +8,7 @@ import optax
 
 from experiments._program import Run
 from poster_jax.core import losses, models, training
+from poster_jax.core.devices import on_mesh
 
 
 class Subject(NamedTuple):
@@ -93,7 +94,7 @@ def _train(
         apply_fn=model.apply_fn,
         loss_fn=loss_fn,
         initial=initial,
-        params=jax.tree.map(jnp.asarray, trained.params),
+        params=trained.params if run.mesh is None else on_mesh(trained.params, run.mesh),
         layers=tuple(f"{layer}/kernel" for layer in kind),
         biases=tuple(f"{layer}/bias" for layer in kind),
         train=jax.tree.map(jnp.asarray, digits.train),

@@ -156,8 +156,8 @@ class Kernel:
         """Which entries of `cov1`, of `nngp` and of `cov2` touch a masked entry; None if none do."""
         if mask1 is None and mask2 is None:
             return None, None, None
-        m1 = self._position_mask(mask1, self.shape1)
-        m2 = m1 if mask2 is None and self.cov2 is None else self._position_mask(mask2, self.shape2)
+        m1 = self.position_mask(mask1)
+        m2 = m1 if mask2 is None and self.cov2 is None else self.position_mask(mask2)
         end = 1 if self.diagonal_spatial else m1.ndim
         start = 1 if self.diagonal_batch else 0
         return (
@@ -166,10 +166,10 @@ class Kernel:
             _pairs.outer(m2, m2, start, end, operator.or_),
         )
 
-    def _position_mask(self, mask: Any, shape: Any) -> Any:
-        """The mask as (batch, positions): channels of infinite width share one."""
+    def position_mask(self, mask: Any) -> Any:
+        """The mask as (batch, positions...): channels of infinite width share one."""
         if mask is None:
-            return jnp.zeros((1,) * (len(shape) - 1), bool)
+            return jnp.zeros((1,) * (len(self.shape1) - 1), bool)
         if mask.shape[self.channel_axis] != 1:
             raise NotImplementedError(
                 "mask must be the same for all channels of an infinitely wide layer (size 1 along "

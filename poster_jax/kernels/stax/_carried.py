@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from poster_jax.kernels import _pairs
 from poster_jax.kernels.kernel import Kernel
 
-__all__ = ["Carried", "carry", "map_kernels", "public", "relative_gap", "scales", "variances"]
+__all__ = ["Carried", "carry", "diagonal_variances", "map_kernels", "public", "relative_gap", "scales", "variances"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,8 +72,7 @@ def variances(kernel: Kernel, of: str = "nngp") -> tuple[Any, Any]:
       kernel: any.
       of: "nngp", "cov1" or "cov2".
     """
-    v1 = _variance(kernel, kernel.cov1)
-    v2 = v1 if kernel.cov2 is None else _variance(kernel, kernel.cov2)
+    v1, v2 = diagonal_variances(kernel)
     left, right = {"nngp": (v1, v2), "cov1": (v1, v1), "cov2": (v2, v2)}[of]
     start = 0 if of == "nngp" or not kernel.diagonal_batch else 1
     end = 1 if kernel.diagonal_spatial else left.ndim
@@ -81,11 +80,16 @@ def variances(kernel: Kernel, of: str = "nngp") -> tuple[Any, Any]:
     return _pairs.rows(left, start, end), _pairs.columns(right, start, end)
 
 
+def diagonal_variances(kernel: Kernel) -> tuple[Any, Any]:
+    """(n1, h, w, ...) and (n2, h, w, ...): each output with itself."""
+    v1 = _variance(kernel, kernel.cov1)
+    return v1, v1 if kernel.cov2 is None else _variance(kernel, kernel.cov2)
+
+
 def _variance(kernel: Kernel, cov: Any) -> Any:
-    """(n, h, w, ...): each output with itself."""
     if not kernel.diagonal_spatial:
         cov = _pairs.diagonal(cov, kernel.cov_ndim)
-    return cov if kernel.diagonal_batch else _pairs.diagonal(cov[..., None, None], 0)[..., 0]
+    return cov if kernel.diagonal_batch else jnp.moveaxis(jnp.diagonal(cov), -1, 0)
 
 
 def scales(kernel: Kernel, of: str = "nngp") -> tuple[Any, Any]:

@@ -186,7 +186,8 @@ class _Convolution:
         self.dimension_numbers = dimension_numbers or _channels_last(len(self.filter_shape))
         self.lhs, self.rhs, self.out = self.dimension_numbers
         self.batch_axis, self.channel_axis = self.lhs.index("N"), self.lhs.index("C")
-        self.out_chan = out_chan * s[1] if self.standard else out_chan
+        # The original scales the width of every layer by s[1] but that of ConvLocal: keep its figures.
+        self.out_chan = out_chan * s[1] if self.standard and shared else out_chan
         self.W_std, self.b_std, self.s = W_std, b_std, s
         self.transpose, self.shared = transpose, shared
 

@@ -10,6 +10,25 @@ Source: Novak et al. 2020, "Neural Tangents: Fast and Easy Infinite Neural Netwo
 """
 
 from poster_jax.kernels import predict, stax
+from poster_jax.kernels.empirical import (
+    NtkImplementation,
+    empirical_kernel_fn,
+    empirical_nngp_fn,
+    empirical_ntk_fn,
+    empirical_ntk_vp_fn,
+)
 from poster_jax.kernels.kernel import Kernel
+from poster_jax.kernels.linearize import linearize, taylor_expand
 
-__all__ = ["Kernel", "predict", "stax"]
+__all__ = [
+    "Kernel",
+    "NtkImplementation",
+    "empirical_kernel_fn",
+    "empirical_nngp_fn",
+    "empirical_ntk_fn",
+    "empirical_ntk_vp_fn",
+    "linearize",
+    "predict",
+    "stax",
+    "taylor_expand",
+]

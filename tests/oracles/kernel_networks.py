@@ -18,6 +18,17 @@ def pair(*shape, n2=2):
     return grid(shape), grid((n2, *shape[1:]), 1.1, 0.8)
 
 
+def summary(x, size=40):
+    """A large array as its shape, its sums weighted in two ways, and some entries of it."""
+    x = np.asarray(x)
+    if x.size <= 2 * size:
+        return x
+    flat = x.reshape(-1)
+    i = np.arange(flat.size)
+    sums = [np.sum(flat), np.sum(flat * np.cos(i)), np.sum(flat * (i % 7))]
+    return np.concatenate([[flat.size], sums, flat[:: flat.size // size + 1]])
+
+
 FLAT = pair(3, 5)
 IMAGES = pair(2, 6, 6, 2)
 OBLONG = pair(2, 6, 5, 2)
@@ -31,6 +42,8 @@ def networks(stax):
         "conv": _convolutions,
         "pool": _pools,
         "net": _image_networks,
+        "other": _other_layers,
+        "attention": _attention,
         "mask": _masked,
     }
     return {f"{g}/{name}": case for g, make in groups.items() for name, case in make(stax).items()}
@@ -294,5 +307,219 @@ def _image_networks(stax):
     return out
 
 
+def _other_layers(stax):
+    conv = stax.Conv(8, (3, 3), padding="SAME", W_std=1.3, b_std=0.2)
+    relu, dense, gap, flat = (
+        stax.Relu(),
+        stax.Dense(1, 1.1, 0.1),
+        stax.GlobalAvgPool(),
+        stax.Flatten(),
+    )
+    out = {}
+    for name, axis in {"c": -1, "hc": (1, 3), "nhwc": (0, 1, 2, 3), "wc": (2, -1)}.items():
+        norm = stax.LayerNorm(axis)
+        out[f"layernorm_{name}"] = (
+            stax.serial(conv, norm, relu, conv, norm, gap, dense),
+            OBLONG,
+            {},
+        )
+        out[f"layernorm_{name}_flat"] = (
+            stax.serial(conv, norm, relu, conv, norm, flat),
+            OBLONG,
+            {},
+        )
+    out["layernorm_dense"] = (
+        stax.serial(dense, stax.LayerNorm(eps=0.1), stax.Gelu(), dense),
+        FLAT,
+        {},
+    )
+    drop = stax.Dropout(0.8)
+    out["dropout"] = (stax.serial(dense, relu, drop, dense, relu, drop, dense), FLAT, {})
+    out["dropout_test"] = (stax.serial(dense, relu, stax.Dropout(0.8, "test"), dense), FLAT, {})
+    out["dropout_image"] = (stax.serial(conv, relu, drop, conv, relu, gap, dense), OBLONG, {})
+    out["dropout_flat"] = (stax.serial(conv, relu, drop, conv, relu, flat, dense), OBLONG, {})
+    out["dropout_full"] = (stax.serial(dense, relu, drop, dense), FLAT, {"diagonal_batch": False})
+
+    numbers = {
+        "scalar": (2.0, (((), ()), ((), ()))),
+        "row": (np.array([1.0, -1.0, 0.5, 0.3, 0.2, 0.1]), (((1,), (0,)), ((), ()))),
+        "matrix": (grid((6, 4)), (((1,), (0,)), ((), ()))),
+        "both": (grid((6, 5, 3)), (((1, 2), (0, 1)), ((), ()))),
+        "weights": (grid((5, 6)), (((), ()), ((2, 1), (0, 1)))),
+        "batch": (grid((2, 6, 3)), (((1,), (1,)), ((0,), (0,)))),
+    }
+    for name, (constant, dims) in numbers.items():
+        (a, b), (c, d) = dims
+        right = stax.DotGeneral(rhs=constant, dimension_numbers=dims)
+        left = stax.DotGeneral(lhs=constant, dimension_numbers=((b, a), (d, c)))
+        out[f"dot_{name}"] = (stax.serial(conv, right), OBLONG, {})
+        if name in ("matrix", "row"):
+            side = {"batch_axis": 1, "channel_axis": 3} if name == "matrix" else {}
+            after = stax.serial(left, stax.GlobalAvgPool(**side))
+            out[f"dot_left_{name}"] = (stax.serial(conv, after), OBLONG, {})
+    out["dot_sum_batch"] = (
+        stax.serial(
+            conv, stax.DotGeneral(rhs=grid((2, 3)), dimension_numbers=(((0,), (0,)), ((), ())))
+        ),
+        OBLONG,
+        {},
+    )
+
+    graphs = np.abs(grid((2, 7, 7))), np.abs(grid((2, 7, 7), 1.3))
+    narrow = stax.Conv(8, (3,), padding="SAME", W_std=1.3, b_std=0.2)
+    for name, layer in {"all": stax.Aggregate(), "one": stax.Aggregate(1), "alone": None}.items():
+        net = (
+            stax.Aggregate()
+            if layer is None
+            else stax.serial(narrow, relu, layer, narrow, relu, gap)
+        )
+        out[f"aggregate_{name}"] = (net, SERIES, {"pattern": graphs})
+    images = np.abs(grid((2, 6, 6))), np.abs(grid((2, 6, 6), 1.3))
+    net = stax.serial(conv, relu, stax.Aggregate(1), conv, gap)
+    out["aggregate_rows"] = (net, OBLONG, {"pattern": images})
+    images = np.abs(grid((2, 6, 5, 6, 5))), np.abs(grid((2, 6, 5, 6, 5), 1.3))
+    net = stax.serial(conv, relu, stax.Aggregate((1, 2)), conv, gap)
+    out["aggregate_image"] = (net, OBLONG, {"pattern": images})
+    edges = tuple((np.arange(2 * 8 * 2).reshape(2, 8, 1, 2) * step) % 8 - 1 for step in (3, 5))
+    net = stax.serial(narrow, relu, stax.Aggregate(implementation="SPARSE"), narrow, gap)
+    out["aggregate_sparse"] = (net, SERIES, {"pattern": edges})
+    edges = tuple((np.arange(2 * 8 * 4).reshape(2, 8, 2, 2) * step) % 6 - 1 for step in (3, 5))
+    net = stax.serial(conv, relu, conv, relu, stax.Aggregate((1, 2), implementation="SPARSE"), conv, gap)
+    out["aggregate_sparse_image"] = (net, OBLONG, {"pattern": edges})
+
+    for name, shape, method in (
+        ("linear", (-1, 4, 7, -1), "linear"),
+        ("nearest", (-1, 9, 3, -1), "nearest"),
+        ("one_axis", (-1, -1, 3, -1), "bilinear"),
+        ("batch", (3, -1, -1, -1), "linear"),
+    ):
+        for antialias in (True, False):
+            layer = stax.ImageResize(shape, method, antialias)
+            # Two convolutions: after an odd number the original mixes up the order of the axes.
+            net = stax.serial(conv, relu, conv, relu, layer, gap)
+            out[f"resize_{name}_{antialias}"] = (net, OBLONG, {})
+
+    for name, idx in {
+        "crop": stax.Slice[:, 1:4, ::2],
+        "row": stax.Slice[:, 2],
+        "column": stax.Slice[..., 1, :],
+        "batch": stax.Slice[::-1, :, 1:3],
+    }.items():
+        out[f"index_{name}"] = (stax.serial(conv, relu, stax.Index(idx), gap), OBLONG, {})
+        out[f"index_{name}_flat"] = (
+            stax.serial(conv, relu, stax.Index(idx), flat, dense),
+            OBLONG,
+            {},
+        )
+    net = stax.serial(conv, relu, stax.Index(stax.Slice[:, 0]), narrow, relu, gap, dense)
+    out["index_then_conv"] = (net, OBLONG, {})
+    return out
+
+
+def _attention(stax):
+    narrow, relu, gap = stax.Conv(8, (3,), padding="SAME"), stax.Relu(), stax.GlobalAvgPool()
+    dense, flat = stax.Dense(8, 1.1, 0.2), stax.Flatten()
+    settings = {"W_key_std": 1.2, "W_value_std": 1.1, "W_query_std": 0.9, "W_out_std": 1.3}
+    out = {}
+    for mechanism in ("SOFTMAX", "IDENTITY", "ABS", "RELU"):
+        for embedding in ("NONE", "SUM", "CONCAT"):
+            for values in (False, True) if embedding != "NONE" else (False,):
+                extra = {**settings, "attention_mechanism": mechanism, "pos_emb_type": embedding}
+                extra |= {"val_pos_emb": values, "W_pos_emb_std": 0.7, "b_std": 0.3}
+                name = f"{mechanism.lower()}_{embedding.lower()}_{values}"
+                layer = stax.GlobalSelfAttention(8, 4, 4, 2, True, **extra)
+                out[name] = (stax.serial(narrow, relu, layer, relu, gap, dense), SERIES, {})
+                if mechanism == "IDENTITY":
+                    layer = stax.GlobalSelfAttention(8, 4, 4, 2, False, **extra)
+                    out[f"{name}_root"] = (
+                        stax.serial(narrow, relu, layer, relu, flat, dense),
+                        SERIES,
+                        {},
+                    )
+                    layer = stax.GlobalSelfAttention(
+                        8, 4, 4, 2, False, **{**extra, "b_std": None}, n_chan_pos_emb=None
+                    )
+                    out[f"{name}_root_first"] = (layer, SERIES, {})
+    extra = {**settings, "pos_emb_type": "CONCAT", "n_chan_pos_emb": 3, "pos_emb_p_norm": 1}
+    layer = stax.GlobalSelfAttention(
+        8, 4, 4, 2, True, **extra, pos_emb_decay_fn=lambda d: 1 / (1 + d), val_pos_emb=True
+    )
+    conv = stax.Conv(8, (3, 3), padding="SAME", W_std=1.3, b_std=0.2)
+    out["image"] = (stax.serial(conv, relu, layer, relu, gap, dense), OBLONG, {})
+    out["first"] = (stax.serial(layer, relu, gap, dense), OBLONG, {})
+    out["full_batch"] = (stax.serial(layer, flat, dense), SERIES, {"diagonal_batch": False})
+    return out
+
+
 def _masked(stax):
-    return {}
+    narrow, relu, gap = (
+        stax.Conv(8, (3,), padding="SAME", b_std=0.3),
+        stax.Relu(),
+        stax.GlobalAvgPool(),
+    )
+    dense, flat = stax.Dense(8, 1.1, 0.2), stax.Flatten()
+    conv = stax.Conv(8, (3, 3), padding="SAME", W_std=1.3, b_std=0.2)
+    s1, s2 = (x.copy() for x in SERIES)
+    s1[0, 5:] = s2[1, 4:] = 100.0
+    i1, i2 = (x.copy() for x in OBLONG)
+    i1[0, 4:] = i1[1, :, 3:] = i2[1, 2:, 1:] = 100.0
+    n1, n2 = (np.where(x == 100.0, np.nan, x) for x in (s1, s2))
+    series = {
+        "gap": stax.serial(narrow, relu, gap, dense),
+        "flat": stax.serial(narrow, relu, flat, dense),
+        "gsp": stax.serial(narrow, relu, stax.GlobalSumPool(), dense),
+        "pool": stax.serial(narrow, relu, stax.AvgPool((3,), (2,), "SAME"), narrow, relu, gap),
+        "pool_valid": stax.serial(narrow, relu, stax.SumPool((2,), None, "VALID"), narrow, relu, gap),
+        "valid": stax.serial(stax.Conv(8, (3,), (2,), b_std=0.3), stax.Erf(), gap, dense),
+        "circular": stax.serial(stax.Conv(8, (3,), (2,), "CIRCULAR", b_std=0.3), stax.Sin(), flat, dense),
+        "even": stax.serial(stax.Conv(8, (4,), (2,), "SAME", b_std=0.3), stax.Cos(), narrow, gap),
+        "transpose": stax.serial(stax.ConvTranspose(8, (3,), (2,), "SAME", b_std=0.3), relu, gap),
+        "transpose_valid": stax.serial(stax.ConvTranspose(8, (2,), (3,), "VALID", b_std=0.3), relu, gap),
+        "local": stax.serial(stax.ConvLocal(8, (3,), None, "SAME", b_std=0.3), relu, narrow, relu, gap),
+        "layernorm": stax.serial(narrow, stax.LayerNorm(), relu, narrow, gap),
+        "layernorm_all": stax.serial(narrow, stax.LayerNorm((1, 2)), relu, narrow, gap),
+        "attention": stax.serial(
+            narrow, relu, stax.GlobalSelfAttention(8, 4, 4, 2, True, b_std=0.3, pos_emb_type="SUM"), relu, gap
+        ),
+        "attention_identity": stax.serial(
+            narrow, relu, stax.GlobalSelfAttention(
+                8, 4, 4, 2, False, b_std=0.3, pos_emb_type="CONCAT", attention_mechanism="IDENTITY"
+            ), relu, gap,
+        ),
+        "attention_relu": stax.serial(
+            narrow, relu, stax.GlobalSelfAttention(8, 4, 4, 2, True, attention_mechanism="RELU"), relu, flat
+        ),
+        "residual": stax.serial(
+            narrow, stax.FanOut(2), stax.parallel(stax.serial(relu, narrow), stax.Identity()),
+            stax.FanInSum(), relu, gap, dense,
+        ),
+        "product": stax.serial(
+            narrow, stax.FanOut(2), stax.parallel(stax.serial(relu, narrow), narrow), stax.FanInProd(), gap, dense
+        ),
+        "concat": stax.serial(
+            narrow, stax.FanOut(2), stax.parallel(stax.serial(relu, narrow), narrow), stax.FanInConcat(1), relu, gap
+        ),
+        "index": stax.serial(narrow, relu, stax.Index(stax.Slice[:, 1:6:2]), gap),
+        "dropout": stax.serial(narrow, relu, stax.Dropout(0.7), narrow, relu, gap),
+        "dot": stax.serial(narrow, relu, stax.DotGeneral(rhs=2.0), narrow, gap),
+        "resize": stax.serial(narrow, relu, stax.ImageResize((-1, 5, -1), "nearest"), narrow, gap),
+        "aggregate": stax.serial(narrow, relu, stax.Aggregate(), narrow, relu, gap),
+        "exp": stax.serial(narrow, stax.Exp(0.5, 0.4), narrow, stax.Rbf(0.3), narrow, stax.Gaussian(), gap),
+        "polynomial": stax.serial(narrow, stax.Hermite(2), narrow, stax.Monomial(3), gap),
+        "abrelu": stax.serial(narrow, stax.LeakyRelu(0.3), narrow, stax.Abs(), narrow, stax.Gabor(), gap),
+    }  # fmt: skip
+    out = {name: (net, (s1, s2), {"mask_constant": 100.0}) for name, net in series.items()}
+    net, xs, kwargs = out["aggregate"]
+    graphs = np.abs(grid((2, 7, 7))), np.abs(grid((2, 7, 7), 1.3))
+    out["aggregate"] = (net, xs, {**kwargs, "pattern": graphs})
+    out["nan"] = (series["gap"], (n1, n2), {"mask_constant": np.nan})
+    images = {
+        "image_gap": stax.serial(conv, relu, stax.AvgPool((2, 2), (2, 2)), conv, relu, gap, dense),
+        "image_flat": stax.serial(conv, relu, conv, relu, flat, dense),
+        "image_diagonal": stax.serial(conv, stax.LayerNorm((1, 2, 3)), relu, flat, dense),
+        "image_transpose": stax.serial(
+            conv, relu, stax.ConvTranspose(4, (3, 2), (2, 1), "SAME"), relu, gap
+        ),
+    }
+    out |= {name: (net, (i1, i2), {"mask_constant": 100.0}) for name, net in images.items()}
+    return out

@@ -14,7 +14,7 @@ import numpy as np
 jax.config.update("jax_enable_x64", True)
 warnings.filterwarnings("ignore")
 
-from kernel_networks import networks  # noqa: E402
+from kernel_networks import networks, summary  # noqa: E402
 from neural_tangents import stax  # noqa: E402
 
 FIELDS = ("nngp", "ntk", "cov1", "cov2")
@@ -29,7 +29,7 @@ def figures(net, x1, x2, kwargs):
         k = k.reverse() if k.is_reversed and not k.diagonal_spatial else k
         for field in FIELDS:
             if getattr(k, field) is not None:
-                out[f"{i}/{field}"] = np.asarray(getattr(k, field))
+                out[f"{i}/{field}"] = summary(np.asarray(getattr(k, field)))
     return out
 
 

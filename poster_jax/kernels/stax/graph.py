@@ -45,7 +45,7 @@ def Aggregate(  # noqa: N802
     `apply_fn(params, x, pattern=p)` and `kernel_fn(x1, x2, pattern=(p1, p2))` take the graphs: for
     DENSE an array `(batch, X..., X...)` over the K aggregated axes, whose entry [n, i, j] is the
     weight of the edge from i to j; for SPARSE integers `(batch, edges, K, 2)` (or `(batch, edges, 2)`
-    for one axis) of tails and heads, a negative one marking an edge that does not exist. None: the
+    for one axis) of tails and heads, a negative head marking an edge that does not exist. None: the
     identity.
 
     Args:
@@ -146,8 +146,7 @@ def _along_edges(edges: tuple[Any, Any], sizes: tuple[int, ...]) -> Any:
     nodes = math.prod(sizes)
 
     def one(flat, tail, head):
-        # A negative head lies outside of all segments; a negative tail drops the edge as well.
-        head = jnp.where(tail < 0, -1, head)
+        # A negative head lies outside of all segments.
         return jax.ops.segment_sum(flat[tail], head, num_segments=nodes)
 
     def aggregate(x, batch, axes):

@@ -1,4 +1,4 @@
-"""What an empirical kernel is asked about: two batches, and how to cut them into single examples."""
+"""What an empirical kernel is asked about: two batches, and how to cut them into examples."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

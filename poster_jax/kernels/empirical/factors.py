@@ -69,7 +69,7 @@ def _derive(
     def value(variable: Any) -> Any:
         if is_literal(variable):
             return variable.val
-        return values[variable] if variable in values else variable
+        return values.get(variable, variable)
 
     inputs = {i: _inputs(graph, found, value) for i, found in uses.items() if found}
     result = []

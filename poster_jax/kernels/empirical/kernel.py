@@ -40,9 +40,9 @@ def empirical_kernel_fn(
       _fwd: as there.
 
     Returns:
-      `kernel_fn(x1, x2, get, params, **kwargs)`. `get` is "nngp", "ntk" or a tuple of them, answered
-      by a namedtuple in that order; None is ("nngp", "ntk"). A network with several outputs answers
-      a tree of these.
+      `kernel_fn(x1, x2, get, params, **kwargs)`. `get` is "nngp", "ntk" or a tuple of them,
+      answered by a namedtuple in that order; None is ("nngp", "ntk"). A network with several
+      outputs answers a tree of these.
 
     Raises:
       ValueError: as the two functions, and for another name in `get`.

@@ -29,8 +29,8 @@ def empirical_nngp_fn(
     Returns:
       `nngp_fn(x1, x2, params, **kwargs)`. `x2=None` stands for `x1`. The answer has the axes of the
       outputs, each twice and side by side, but for the `diagonal_axes` (once) and the `trace_axes`
-      (not at all). Of a keyword that is a pair each side gets one; a key `rng` is made different for
-      different batches.
+      (not at all). Of a keyword that is a pair each side gets one; a key `rng` is made different
+      for different batches.
 
     Raises:
       ValueError: an axis is not there, or outputs of the two batches do not fit along it.

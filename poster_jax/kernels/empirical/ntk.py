@@ -26,7 +26,7 @@ class NtkImplementation(enum.IntEnum):
 
     Attributes:
       AUTO: the way of the least counted operations.
-      JACOBIAN_CONTRACTION: one derivative by each parameter, then their products: n o f + n^2 o^2 p.
+      JACOBIAN_CONTRACTION: one derivative by each parameter, and products: n o f + n^2 o^2 p.
       NTK_VECTOR_PRODUCTS: one forward and backward pass for each output on each pair: n^2 o f.
       STRUCTURED_DERIVATIVES: derivatives by weights stay the products of small factors that they
         are (inputs and output derivatives of a layer), and are contracted in the order of least

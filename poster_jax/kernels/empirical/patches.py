@@ -1,4 +1,4 @@
-"""Products and convolutions with a weight as one matrix product: y[b, s, j] = a[b, s, i] w[b, i, j].
+"""Products and convolutions with a weight as one product, y[b, s, j] = a[b, s, i] w[b, i, j].
 
 s runs over positions, i over what one output feature sees, j over output features, and b over
 groups or batches that have weights of their own.

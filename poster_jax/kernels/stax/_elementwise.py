@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from poster_jax.kernels.kernel import Kernel
-from poster_jax.kernels.stax._carried import safe_sqrt, variances
+from poster_jax.kernels.stax._carried import safe_sqrt, scales, variances
+from poster_jax.kernels.stax._gap import same_entry
 from poster_jax.kernels.stax.requirements import Diagonal, requires
 
 __all__ = ["Dual", "Image", "determinant", "elementwise", "smooth"]
@@ -71,8 +72,10 @@ def elementwise(fn: Any, dual: Dual | None, name: str) -> tuple[Any, Any, Any]:
 
 
 def _through(dual: Dual, k: Kernel) -> Kernel:
-    image = dual.cross(k.nngp, *variances(k), getattr(k, "gap", None))
-    gap = {} if image.gap is None else {"gap": jax.lax.stop_gradient(image.gap)}
+    image = dual.cross(k.nngp, *variances(k), _gap(k))
+    ntk = None if k.ntk is None else k.ntk * image.slope
+    nngp, ntk, gap = _materialized((image.value, ntk, image.gap), k.cov1)
+    carried = {} if gap is None else {"gap": jax.lax.stop_gradient(gap)}
 
     def own(name):
         cov = getattr(k, name)
@@ -81,13 +84,39 @@ def _through(dual: Dual, k: Kernel) -> Kernel:
         return dual.cross(cov, *variances(k, name), None).value
 
     return k.replace(
-        nngp=image.value,
-        ntk=None if k.ntk is None else k.ntk * image.slope,
+        nngp=nngp,
+        ntk=ntk,
         cov1=own("cov1"),
         cov2=own("cov2"),
         is_gaussian=False,
-        **gap,
+        **carried,
     )
+
+
+def _gap(k: Kernel) -> Any:
+    """The gap; where no layer carried it, at least exactly 0 between equal outputs."""
+    if k.ntk is None or getattr(k, "gap", None) is not None:
+        return getattr(k, "gap", None)
+    same = same_entry(k.nngp, 2, k.diagonal_spatial)
+    if same is None or k.x1_is_x2 is False:
+        return None
+    r1, r2 = scales(k)
+    gap = jnp.maximum(r1 * r2 - jnp.abs(k.nngp), 0)
+    return jax.lax.stop_gradient(jnp.where(same & jnp.asarray(k.x1_is_x2), 0, gap))
+
+
+def _materialized(arrays: Any, witness: Any) -> Any:
+    """`arrays`, written to memory, so that later layers read them.
+
+    XLA fuses cheap operations into every one of their users; along a chain of layers each layer would
+    compute all those before it again. A division it does not repeat: so divide by a 1 that it cannot
+    see through. (`optimization_barrier` is gone on the CPU by the time that fusion starts.)
+    """
+    if jax.default_backend() != "cpu":
+        return jax.lax.optimization_barrier(arrays)
+    some = jax.lax.stop_gradient(witness.reshape(-1)[0])
+    one = jnp.where(some == some, 1, 2).astype(witness.dtype)  # noqa: PLR0124
+    return jax.tree.map(lambda x: x / one, arrays)
 
 
 @jax.custom_jvp

@@ -10,6 +10,7 @@ import numpy as np
 from poster_jax.core.checks import check_finite
 from poster_jax.kernels import _pairs
 from poster_jax.kernels.stax._carried import Carried
+from poster_jax.kernels.stax._gap import gap_of_inputs
 from poster_jax.kernels.stax.masking import mask_inputs
 
 __all__ = ["input_kernel", "same_inputs"]
@@ -57,7 +58,15 @@ def _kernel(
     def own(rows):
         return (_own if diagonal_batch else _cross_self)(rows, diagonal_spatial)
 
+    gap = None
+    if compute_ntk:
+        gap = gap_of_inputs(
+            *(jax.lax.stop_gradient(x) for x in (x1_rows, x2_rows, nngp)),
+            diagonal_spatial=diagonal_spatial,
+            same_batch=x2 is None,
+        )
     return Carried(
+        gap=gap,
         nngp=nngp,
         ntk=jnp.zeros((), nngp.dtype) if compute_ntk else None,
         cov1=own(x1_rows),

@@ -10,6 +10,7 @@ from poster_jax.core.checks import check_choice
 from poster_jax.kernels import _pairs
 from poster_jax.kernels.kernel import Kernel
 from poster_jax.kernels.stax._carried import diagonal_variances, scales
+from poster_jax.kernels.stax._gap import same_entry
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import mean_and_variance, supports_masking
 from poster_jax.kernels.stax.requirements import requires
@@ -163,7 +164,7 @@ def Dropout(rate: Any, mode: str = "train") -> Any:  # noqa: N802
 
 def _dropped(k: Kernel, factor: Any) -> Kernel:
     def on_self(x, batch_ndim, factor):
-        same = _same_entry(x, batch_ndim, k.diagonal_spatial)
+        same = same_entry(x, batch_ndim, k.diagonal_spatial)
         return x if same is None else jnp.where(same, x * factor, x)
 
     def maybe(x, batch_ndim, factor):
@@ -174,7 +175,7 @@ def _dropped(k: Kernel, factor: Any) -> Kernel:
     if getattr(k, "gap", None) is not None:  # sqrt(v1 v2) grows everywhere, k on equal entries only
         r1, r2 = scales(k)
         apart = k.gap + r1 * r2 * (factor - 1)
-        same = _same_entry(k.nngp, 2, k.diagonal_spatial)
+        same = same_entry(k.nngp, 2, k.diagonal_spatial)
         together = False if same is None else same & jnp.asarray(k.x1_is_x2)
         gap = jax.lax.stop_gradient(jnp.where(together, k.gap * factor, apart))
     out = k.replace(
@@ -185,17 +186,3 @@ def _dropped(k: Kernel, factor: Any) -> Kernel:
         is_gaussian=False,
     )
     return out if gap is None else out.replace(gap=gap)
-
-
-def _same_entry(x: Any, batch_ndim: int, diagonal_spatial: bool) -> Any:
-    """Where a covariance belongs to one input and one position; None if nowhere."""
-    if batch_ndim == 2 and x.shape[0] != x.shape[1]:
-        return None
-    first = 0 if batch_ndim == 2 else 1
-    last = batch_ndim if diagonal_spatial else x.ndim
-    same = jnp.ones((1,) * x.ndim, bool)
-    for axis in range(first, last, 2):
-        shape = [1] * x.ndim
-        shape[axis] = shape[axis + 1] = x.shape[axis]
-        same = same & jnp.eye(x.shape[axis], dtype=bool).reshape(shape)
-    return same

@@ -76,4 +76,5 @@ def empirical_kernel_fn(
 
         return jax.tree.map(answer_leaf, *kernels)
 
+    kernel_fn.symmetric = True  # for `batch`: tiles above the diagonal are enough
     return kernel_fn

@@ -56,4 +56,5 @@ def empirical_nngp_fn(
 
         return jax.tree.map(contract, out1, out2)
 
+    nngp_fn.symmetric = True  # for `batch`: tiles above the diagonal are enough
     return nngp_fn

@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ class Kernel:
     mask1: Any = None
     mask2: Any = None
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> "Kernel":
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
@@ -89,7 +89,7 @@ class Kernel:
         """How many batch axes lead `cov1` and `cov2`: 1 when `diagonal_batch`, else 2."""
         return 1 if self.diagonal_batch else 2
 
-    def map_covariances(self, fn: Any) -> Self:
+    def map_covariances(self, fn: Any) -> "Kernel":
         """A copy with `fn(covariance, number of batch axes)` of all four; scalars and None pass."""
 
         def apply(x, batch_ndim):
@@ -102,7 +102,7 @@ class Kernel:
             cov2=apply(self.cov2, self.cov_ndim),
         )
 
-    def slice(self, n1_slice: Any, n2_slice: Any) -> Self:
+    def slice(self, n1_slice: Any, n2_slice: Any) -> "Kernel":
         """The kernel of some examples of the first batch with some of the second."""
         cov1 = self.cov1[n1_slice]
         cov2 = (self.cov1 if self.cov2 is None else self.cov2)[n2_slice]
@@ -122,12 +122,12 @@ class Kernel:
             mask2=None if mask2 is None else mask2[n2_slice],
         )
 
-    def reverse(self) -> Self:
+    def reverse(self) -> "Kernel":
         """The same kernel with its spatial axes in the opposite order."""
         turned = self if self.diagonal_spatial else self.map_covariances(_pairs.reversed_pairs)
         return turned.replace(is_reversed=not self.is_reversed)
 
-    def transpose(self, axes: Sequence[int] | None = None) -> Self:
+    def transpose(self, axes: Sequence[int] | None = None) -> "Kernel":
         """The kernel with spatial axes permuted as `numpy.transpose` would; batch axes stay."""
         axes = tuple(range(len(self.shape1) - 2)) if axes is None else tuple(axes)
         if axes == tuple(range(len(axes))):
@@ -140,7 +140,7 @@ class Kernel:
 
         return self.map_covariances(permute)
 
-    def mask(self, mask1: Any, mask2: Any) -> Self:
+    def mask(self, mask1: Any, mask2: Any) -> "Kernel":
         """The kernel with zeros wherever one of the two entries is masked."""
         mask11, mask12, mask22 = self.mask_pairs(mask1, mask2)
         return self.replace(
@@ -178,7 +178,9 @@ class Kernel:
         mask = jnp.moveaxis(mask, (self.batch_axis, self.channel_axis), (0, -1))[..., 0]
         return jnp.transpose(mask, (0, *range(mask.ndim - 1, 0, -1))) if self.is_reversed else mask
 
-    def dot_general(self, other1: Any, other2: Any, is_lhs: bool, dimension_numbers: Any) -> Self:
+    def dot_general(
+        self, other1: Any, other2: Any, is_lhs: bool, dimension_numbers: Any
+    ) -> "Kernel":
         """The covariances of `lax.dot_general` of the activations with constant arrays.
 
         Args:
@@ -195,25 +197,25 @@ class Kernel:
             self.reverse() if self.is_reversed else self, other1, other2, is_lhs, dimension_numbers
         )
 
-    def __mul__(self, other: Any) -> Self:
+    def __mul__(self, other: Any) -> "Kernel":
         return self.map_covariances(lambda x, _: other**2 * x)
 
     __rmul__ = __mul__
 
-    def __add__(self, other: Any) -> Self:
+    def __add__(self, other: Any) -> "Kernel":
         return self.map_covariances(lambda x, _: other**2 + x).replace(ntk=self.ntk)
 
     __radd__ = __sub__ = __add__
 
-    def __truediv__(self, other: Any) -> Self:
+    def __truediv__(self, other: Any) -> "Kernel":
         return self * (1.0 / other)
 
-    def __neg__(self) -> Self:
+    def __neg__(self) -> "Kernel":
         return self
 
     __pos__ = __neg__
 
-    def __getitem__(self, idx: Any) -> Self:
+    def __getitem__(self, idx: Any) -> "Kernel":
         """The kernel of `activations[idx]`; channels stay whole and the batch axis stays."""
         ndim = len(self.shape1)
         index = _pairs.canonical_index(idx, ndim)

@@ -384,7 +384,9 @@ def _other_layers(stax):
     net = stax.serial(narrow, relu, stax.Aggregate(implementation="SPARSE"), narrow, gap)
     out["aggregate_sparse"] = (net, SERIES, {"pattern": edges})
     edges = tuple((np.arange(2 * 8 * 4).reshape(2, 8, 2, 2) * step) % 6 - 1 for step in (3, 5))
-    net = stax.serial(conv, relu, conv, relu, stax.Aggregate((1, 2), implementation="SPARSE"), conv, gap)
+    net = stax.serial(
+        conv, relu, conv, relu, stax.Aggregate((1, 2), implementation="SPARSE"), conv, gap
+    )
     out["aggregate_sparse_image"] = (net, OBLONG, {"pattern": edges})
 
     for name, shape, method in (

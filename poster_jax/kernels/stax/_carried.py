@@ -11,7 +11,7 @@ unknowingly (`replace`), and the next one that needs it computes it from `k` aga
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,16 @@ import jax.numpy as jnp
 from poster_jax.kernels import _pairs
 from poster_jax.kernels.kernel import Kernel
 
-__all__ = ["Carried", "carry", "diagonal_variances", "map_kernels", "public", "relative_gap", "scales", "variances"]
+__all__ = [
+    "Carried",
+    "carry",
+    "diagonal_variances",
+    "map_kernels",
+    "public",
+    "relative_gap",
+    "scales",
+    "variances",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +41,7 @@ class Carried(Kernel):
 
     gap: Any = None
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> "Carried":
         """A copy with some fields changed; a new covariance outdates the gap."""
         if "gap" not in changes and {"nngp", "cov1", "cov2"} & set(changes):
             changes["gap"] = None

@@ -166,7 +166,11 @@ def GlobalSelfAttention(  # noqa: N802
             x = jnp.moveaxis(x, (batch_axis, channel_axis), (0, -1))
             return x.reshape(x.shape[0], -1, x.shape[-1])
 
-        shape = [n for i, n in enumerate(inputs.shape) if i not in (batch_axis % ndim, channel_axis % ndim)]
+        shape = [
+            n
+            for i, n in enumerate(inputs.shape)
+            if i not in (batch_axis % ndim, channel_axis % ndim)
+        ]
         x = seen = rows(inputs)
         if pos_emb is not None:
             emb = rows(pos_emb)
@@ -206,7 +210,9 @@ def GlobalSelfAttention(  # noqa: N802
         num_in = k.shape1[channel_axis]
         num_emb = num_in if n_chan_pos_emb is None else n_chan_pos_emb
         total = num_in + num_emb
-        shares = (num_in / total, num_emb / total) if embedding is PositionalEmbedding.CONCAT else (1, 1)
+        shares = (
+            (num_in / total, num_emb / total) if embedding is PositionalEmbedding.CONCAT else (1, 1)
+        )
 
         with_positions = k
         if embedding is not PositionalEmbedding.NONE:
@@ -214,7 +220,9 @@ def GlobalSelfAttention(  # noqa: N802
             covariance = position_covariance(shape)
             with_positions = _with_positions(k, covariance, shares[0], shares[1] * W_pos_emb_std**2)
         if linear_scaling:
-            new = _linear_attention(k, with_positions, mechanism, qk_std, ov_std, b_std, val_pos_emb)
+            new = _linear_attention(
+                k, with_positions, mechanism, qk_std, ov_std, b_std, val_pos_emb
+            )
         elif mechanism is AttentionMechanism.IDENTITY:
             new = _identity_attention(k, with_positions, qk_std * ov_std, b_std, val_pos_emb)
         else:
@@ -337,7 +345,9 @@ def _position_covariance(shape: Any, *, p: Any, decay_fn: Any) -> Any:
     for i, size in enumerate(shape):
         steps = jnp.arange(size, dtype=float)
         apart = jnp.abs(steps[:, None] - steps) ** p
-        distance = distance + apart.reshape((1,) * (2 * i) + apart.shape + (1,) * (2 * (ndim - i - 1)))
+        distance = distance + apart.reshape(
+            (1,) * (2 * i) + apart.shape + (1,) * (2 * (ndim - i - 1))
+        )
     covariance = jnp.where(distance == 0, 1.0, 0.0) if decay_fn is None else decay_fn(distance)
     return jnp.broadcast_to(covariance, [n for size in shape for n in (size, size)])
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from poster_jax.kernels.kernel import Kernel
 from poster_jax.kernels.stax._carried import carry
+from poster_jax.kernels.stax._gap import through_sum
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import supports_masking
 
@@ -78,7 +79,8 @@ def FanInSum() -> Any:  # noqa: N802
             values = [getattr(k, name) for k in ks]
             return None if values[0] is None else functools.reduce(operator.add, values)
 
-        return _joined(ks, total, is_gaussian=all(k.is_gaussian for k in ks))
+        gap = None if any(k.gap is None for k in ks) else through_sum(ks)
+        return _joined(ks, total, is_gaussian=all(k.is_gaussian for k in ks)).replace(gap=gap)
 
     def apply_fn(params, inputs, **kwargs):
         return functools.reduce(operator.add, inputs)

@@ -20,6 +20,8 @@ from jax import lax
 
 from poster_jax.core.checks import check_choice
 from poster_jax.kernels import _pairs
+from poster_jax.kernels.stax._gap import through_shifts
+from poster_jax.kernels.stax.dense import affine_gap
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import supports_masking
 from poster_jax.kernels.stax.requirements import Bool, Diagonal, requires
@@ -284,24 +286,20 @@ class _Convolution:
 
     def kernel(self, k):
         """The kernel of the outputs."""
-        convolve = functools.partial(self._mean_of_shifts, k)
-        nngp, cov1, cov2 = (
-            convolve(k.nngp, 2),
-            convolve(k.cov1, k.cov_ndim),
-            convolve(k.cov2, k.cov_ndim),
-        )
-        ntk = None if k.ntk is None else self.W_std**2 * convolve(k.ntk, 2)
+        mixed = self._mixed(k)
+        ntk = None if k.ntk is None else self.W_std**2 * self._mean_of_shifts(k, k.ntk, 2)
         if ntk is not None and self.standard:
-            ntk = ntk + self._fan_in(k.shape1) / self.s[0] * nngp
+            ntk = ntk + self._fan_in(k.shape1) / self.s[0] * mixed.nngp
             ntk = ntk if self.b_std is None else self._add_bias(k, ntk, 1.0, 2)
-        nngp = self._affine(k, nngp, 2)
+        nngp = self._affine(k, mixed.nngp, 2)
         if ntk is not None and not self.standard:
             ntk = ntk + nngp
         k = k.replace(
             nngp=nngp,
             ntk=ntk,
-            cov1=self._affine(k, cov1, k.cov_ndim),
-            cov2=self._affine(k, cov2, k.cov_ndim),
+            cov1=self._affine(k, mixed.cov1, k.cov_ndim),
+            cov2=self._affine(k, mixed.cov2, k.cov_ndim),
+            gap=affine_gap(mixed, self.W_std, self.b_std),
             is_gaussian=True,
             is_input=False,
             batch_axis=self.out.index("N"),
@@ -309,6 +307,25 @@ class _Convolution:
         )
         order = self._spatial(self.lhs)
         return k.transpose([order.index(c) for c in self._spatial(self.out)])
+
+    def _mixed(self, k):
+        """The kernel with every covariance averaged over the filter's taps."""
+        cov1, cov2 = (self._mean_of_shifts(k, x, k.cov_ndim) for x in (k.cov1, k.cov2))
+        if k.gap is None or not (self.shared or k.diagonal_spatial):
+            nngp, gap = self._mean_of_shifts(k, k.nngp, 2), None
+        else:
+            nngp, gap = through_shifts(
+                k,
+                functools.partial(self._shared_shifts, self._windows(k.shape1)),
+                reads_outside=self.padding is Padding.SAME or self.transpose,
+            )
+        return k.replace(nngp=nngp, cov1=cov1, cov2=cov2, gap=gap)
+
+    @staticmethod
+    def _shared_shifts(kernel_windows, x, batch_ndim, diagonal_spatial):
+        return mean_of_equal_shifts(
+            x, kernel_windows, batch_ndim, diagonal_spatial=diagonal_spatial
+        )
 
     def _mean_of_shifts(self, k, x, batch_ndim):
         if x is None or x.ndim == 0:

@@ -103,7 +103,9 @@ def Aggregate(  # noqa: N802
         if pattern1 is None and pattern2 is None:
             return k
         if pattern1 is None or pattern2 is None:
-            raise NotImplementedError("pattern must be given for both batches or for none, got one.")
+            raise NotImplementedError(
+                "pattern must be given for both batches or for none, got one."
+            )
         first, second = aggregation(pattern1, k.shape1), aggregation(pattern2, k.shape2)
         ndim = len(k.shape1)
         spatial = [i for i in range(ndim) if i not in (k.batch_axis, k.channel_axis)]

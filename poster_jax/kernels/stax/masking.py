@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ class MaskedArray:
     masked_value: Any
     mask: Any
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> "MaskedArray":
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 

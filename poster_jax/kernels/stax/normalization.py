@@ -137,7 +137,9 @@ def Dropout(rate: Any, mode: str = "train") -> Any:  # noqa: N802
     """
     check_choice("mode", mode, ("train", "test"))
     if not 0 < rate <= 1:
-        raise ValueError(f"rate must lie above 0 and at most at 1 (it is the part kept), got {rate}.")
+        raise ValueError(
+            f"rate must lie above 0 and at most at 1 (it is the part kept), got {rate}."
+        )
 
     def init_fn(rng, input_shape):
         return input_shape, ()
@@ -156,7 +158,9 @@ def Dropout(rate: Any, mode: str = "train") -> Any:  # noqa: N802
     @requires(use_dropout=True)
     def dropping_kernel_fn(k, **kwargs):
         if k.is_input:
-            raise ValueError("Dropout must not be the first layer: its input has no random weights.")
+            raise ValueError(
+                "Dropout must not be the first layer: its input has no random weights."
+            )
         return _dropped(k, 1 / rate)
 
     return init_fn, apply_fn, kernel_fn if mode == "test" else dropping_kernel_fn

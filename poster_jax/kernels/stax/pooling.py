@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from poster_jax.kernels import _pairs
+from poster_jax.kernels.stax._gap import through_mean
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import mean_and_variance, supports_masking
 from poster_jax.kernels.stax.requirements import Bool, Diagonal, requires
@@ -290,7 +291,13 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Any:  # noqa: N802
             x = x if k.diagonal_spatial else _pairs.diagonal(x, batch_ndim)
             return jnp.mean(x, tuple(range(batch_ndim, x.ndim)))
 
+        gap = None
+        if getattr(k, "gap", None) is not None and k.nngp.ndim > 2:
+            only = k if k.diagonal_spatial else k.map_covariances(_pairs.diagonal)
+            gap = k.gap if k.diagonal_spatial else _pairs.diagonal(k.gap, 2)
+            gap = through_mean(only.replace(gap=gap, diagonal_spatial=True))
         return k.map_covariances(trace).replace(
+            gap=gap if k.nngp.ndim > 2 else k.gap,
             is_gaussian=False,
             batch_axis=batch_axis_out,
             channel_axis=1 - batch_axis_out,

@@ -225,10 +225,15 @@ class Work:
     def leave_out_mirror_images(self) -> None:
         """Leaves out the tiles below the diagonal, of a symmetric kernel of one batch."""
         if self.grid.own and self._keys is None:
-            example = jax.eval_shape(self._run, self._inputs([(0, 0)]), self._arrays)
-            lead = 2 if self._mesh is None else 3
-            half = all(array.ndim == lead for array in parts(example)["pair"])
+            half = all(array.ndim == 2 for array in parts(self.example())["pair"])
             self.grid = self.grid._replace(half=half)
+
+    def example(self) -> Any:
+        """The answer for one tile, shapes and dtypes only."""
+        result = jax.eval_shape(self._run, self._inputs([(0, 0)]), self._arrays)
+        if self._mesh is None:
+            return result
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), result)
 
     def run(self, places: Iterable[tuple[int, int]] | None = None) -> Iterator[Any]:
         """Answers ((i, j), result) for the given tiles or all, keeping every device busy."""

@@ -67,7 +67,7 @@ def batch(
     def batched(x1: Any, x2: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The kernel, tile by tile."""
         traced = is_traced((x1, x2, args, kwargs))
-        devices = None if traced else _devices(device_count)
+        devices = None if traced else local_devices(device_count)
         if is_kernel(x1) and x2 is not None:
             raise ValueError("x2 must be None beside a Kernel, which is of both batches.")
         source = Kernels(x1) if is_kernel(x1) else Inputs(x1, x2, is_symmetric(kernel_fn))
@@ -84,7 +84,9 @@ def batch(
     return batched
 
 
-def _devices(count: int) -> list[Any]:
+def local_devices(count: int) -> list[Any]:
+    """`count` devices of this process; all for -1, the first for 0."""
+    check_count("device_count", count, minimum=-1)
     devices = jax.local_devices()
     if count > len(devices):
         raise ValueError(f"device_count must be at most {len(devices)}, got {count}.")

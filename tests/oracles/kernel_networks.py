@@ -29,6 +29,22 @@ def summary(x, size=40):
     return np.concatenate([[flat.size], sums, flat[:: flat.size // size + 1]])
 
 
+def outputs(net, x, kwargs, unmask):
+    """Outputs of the finite network with parameters of key 0, and these, as arrays."""
+    import jax
+    import jax.numpy as jnp
+
+    init_fn, apply_fn, _ = net
+    inputs = jax.tree.map(jnp.asarray, x)
+    shape, params = init_fn(jax.random.PRNGKey(0), jax.tree.map(np.shape, x))
+    given = {k: v for k, v in kwargs.items() if k == "mask_constant"}
+    given |= {k: jnp.asarray(v[0]) for k, v in kwargs.items() if k == "pattern"}
+    out = unmask(apply_fn)(params, inputs, rng=jax.random.PRNGKey(1), **given)
+    leaves = jax.tree.leaves(out)
+    flat_params = [jnp.zeros(1)] + [leaf.ravel() for leaf in jax.tree.leaves(params)]
+    return [summary(x) for x in leaves] + [summary(jnp.concatenate(flat_params))]
+
+
 FLAT = pair(3, 5)
 IMAGES = pair(2, 6, 6, 2)
 OBLONG = pair(2, 6, 5, 2)

@@ -31,6 +31,9 @@ MEASURES = (
     "PAC-Bayes 1/σ²",
 )
 
+# And those that are followed through rescalings of every layer: three invariant, two not.
+FOLLOWED = ("relative flatness", "column-wise", "|W|² Tr H (2019)", "Tr H", "|W|²")
+
 
 class Task(NamedTuple):
     """What all networks of a population share, arrays aside.
@@ -228,13 +231,9 @@ def changes_of(
         hessian = flatness.hessian_of_layer(task.loss_fn, params, batch, layer=layer)
         trace = curvature.trace(hessian.operator, key, num_probes=2).mean
         norm = flatness.squared_norm(hessian.weights)
-        return {
-            "relative flatness": flatness.neuronwise_trace(hessian, key, num_probes=2).mean,
-            "column-wise": flatness.columnwise_trace(hessian, key, num_probes=2).mean,
-            "|W|² Tr H (2019)": norm * trace,
-            "Tr H": trace,
-            "|W|²": norm,
-        }
+        relative = flatness.neuronwise_trace(hessian, key, num_probes=2).mean
+        by_column = flatness.columnwise_trace(hessian, key, num_probes=2).mean
+        return dict(zip(FOLLOWED, (relative, by_column, norm * trace, trace, norm), strict=True))
 
     found = measure_under_rescaling(
         lambda params: {layer: of_layer(params, layer) for layer in task.layers},

@@ -1,73 +1,19 @@
-"""What the population of minima says: claims, sections and pictures of `relative_flatness`."""
+"""What the population of minima says: sections and pictures of `relative_flatness`."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from experiments import _minima as minima
 from experiments import _program
+from experiments._minima_claims import FLATNESS, Results, claims_of, tau_of, tau_text
 from poster_jax import curvature
 from poster_jax.core import report
-from poster_jax.core.claims import (
-    Claim,
-    Correlation,
-    format_number,
-    kendall_correlation,
-    pearson_correlation,
-    spread_interval,
-)
+from poster_jax.core.claims import format_number, kendall_correlation
 
-FLATNESS, TRACE, NORM = minima.MEASURES[0], minima.MEASURES[2], minima.MEASURES[4]
 GAP = "test − training loss (nats)"
-
-
-class Results(NamedTuple):
-    """The numbers of a run, one entry a network.
-
-    Attributes:
-      rows: settings.
-      trained: reached, diverged, epochs.
-      quality: losses and accuracies.
-      measured: measure -> (networks, 2): as trained, and with the last two layers rescaled by 5 to
-        25.
-      changes: bits -> layer -> measure -> (networks, rescalings), factors of change of at least 1.
-      ridge: relative differences of claim C4.
-    """
-
-    rows: list[dict[str, Any]]
-    trained: dict[str, Any]
-    quality: dict[str, Any]
-    measured: dict[str, Any]
-    changes: dict[int, Any]
-    ridge: Any
-
-    @property
-    def gap(self) -> Any:
-        """Test loss minus training loss."""
-        return self.quality["test loss"] - self.quality["train loss"]
-
-    @property
-    def before(self) -> dict[str, Any]:
-        """Measures of the networks as trained."""
-        return {name: values[:, 0] for name, values in self.measured.items()}
-
-    @property
-    def after(self) -> dict[str, Any]:
-        """Measures of the rescaled networks."""
-        return {name: values[:, 1] for name, values in self.measured.items()}
-
-    def kept(self) -> "Results":
-        """The networks that met the criterion."""
-        keep = self.trained["reached"]
-        rows = [row for row, kept in zip(self.rows, keep, strict=True) if kept]
-        pick = partial(jax.tree.map, lambda leaf: leaf[keep])
-        return Results(rows, *map(pick, self[1:-1]), self.ridge)
-
-    def column(self, name: str) -> Any:
-        """A setting of every network."""
-        return np.array([row[name] for row in self.rows])
 
 
 def findings(
@@ -85,11 +31,7 @@ def findings(
             f"{len(kept.rows)} of {len(results.rows)} networks reached a training loss below "
             f"{run.settings.loss_below}; 3 are needed. Give more --max_epochs."
         )
-    kendall = partial(kendall_correlation, num_resamples=run.settings.num_resamples, seed=run.seed)
-    tau = {
-        when: {name: kendall(values[name], kept.gap) for name in minima.MEASURES}
-        for when, values in (("before", kept.before), ("after", kept.after))
-    }
+    tau = tau_of(kept, num_resamples=run.settings.num_resamples, seed=run.seed)
     params = jax.tree.map(lambda leaf: leaf[results.trained["reached"]], params)
     lead = (
         f"{len(results.rows)} networks ({run.settings.network} on {run.settings.dataset}) were "
@@ -97,11 +39,7 @@ def findings(
         "without changing its function, and measured again."
     )
     dropped = len(results.rows) - len(kept.rows)
-    claims = [
-        *_invariance_claims(kept, dropped),
-        *_correlation_claims(run, kept, dropped, tau),
-        _ridge_claim(kept),
-    ]
+    claims = claims_of(kept, tau, dropped=dropped, seed=run.seed)
     sections = [
         _networks(results, kept),
         _correlations(run, kept, tau),
@@ -109,111 +47,6 @@ def findings(
         _spectra(run, task, examples, params, kept),
     ]
     return _program.Findings("Relative flatness", lead, claims, sections)
-
-
-def _invariance_claims(kept: Results, dropped: int) -> list[Claim]:
-    claims = []
-    for bits, bound in ((32, 1e-3), (64, 1e-8)):
-        layers = kept.changes[bits].values()
-        worst = np.max([layer["relative flatness"] - 1 for layer in layers], axis=(0, 2))
-        found = spread_interval(worst)
-        trace, norm = (np.median([layer[name] for layer in layers]) for name in ("Tr H", "|W|²"))
-        moved = bool(min(trace, norm) > 10)
-        claims.append(
-            Claim(
-                poster="relative_flatness",
-                name=f"C1 (float{bits})",
-                claim="Rescalings that keep the function leave relative flatness as it is, and "
-                "change the trace of the Hessian and the weight norm.",
-                paper="exact, to rounding",
-                measured=found.estimate,
-                unit="relative change, the largest found",
-                interval=(found.low, found.high),
-                interval_of="central 95 % of the networks' largest changes",
-                rule=f"the largest change is below {bound:g}, while trace and norm change by more "
-                "than 10 times in the median",
-                holds=bool(found.estimate < bound) and moved,
-                control=f"the trace changes {format_number(trace)} times in the median, the "
-                f"squared norm of the layer {format_number(norm)} times",
-                num_samples=found.num_samples,
-                num_seeds=len(set(kept.column("seed"))),
-                num_nonfinite=found.num_nonfinite + dropped,
-            )
-        )
-    return claims
-
-
-def _correlation_claims(
-    run: _program.Run, kept: Results, dropped: int, tau: dict[str, dict[str, Correlation]]
-) -> list[Claim]:
-    shared = {
-        "poster": "relative_flatness",
-        "unit": "Kendall's τ",
-        "interval_of": f"95 % bootstrap over {len(kept.rows)} networks",
-        "num_samples": len(kept.rows),
-        "num_seeds": len(set(kept.column("seed"))),
-    }
-    first, last = tau["before"][FLATNESS], tau["after"][FLATNESS]
-    pearson = pearson_correlation(kept.before[FLATNESS], kept.gap, seed=run.seed)
-    lost = {
-        name: tau["after"][name].low <= 0 <= tau["after"][name].high
-        and abs(tau["after"][name].estimate) < abs(tau["before"][name].estimate)
-        for name in (TRACE, NORM)
-    }
-    control = "; ".join(
-        f"{name}: {_tau(tau['before'][name])} before, {_tau(tau['after'][name])} after"
-        for name in lost
-    )
-    return [
-        Claim(
-            **shared,
-            name="C2",
-            claim="Over many minima, the larger relative flatness, the larger the generalisation "
-            "gap.",
-            paper="strong and positive; LeNet5 on CIFAR-10, Pearson about 0.9 in the 2021 figure",
-            measured=first.estimate,
-            interval=_ends(first),
-            rule="the lower end of the interval is above 0",
-            holds=bool(first.low > 0),
-            control=f"chance alone stays below {format_number(first.chance)} in 97.5 % of random "
-            f"pairings; a true τ of {format_number(first.detectable)} would be found in 4 of 5 "
-            f"populations; Pearson {_tau(pearson)}",
-            num_nonfinite=first.num_nonfinite + dropped,
-        ),
-        Claim(
-            **shared,
-            name="C3",
-            claim="After a random rescaling of each minimum, trace and weight norm lose their "
-            "correlation with the gap; relative flatness keeps it.",
-            paper="relative flatness and Fisher-Rao norm keep theirs, the others lose it",
-            measured=last.estimate,
-            interval=_ends(last),
-            rule="the interval of relative flatness stays above 0; those of trace and weight norm "
-            "fall and include 0",
-            holds=bool(last.low > 0 and all(lost.values())),
-            control=control,
-            num_nonfinite=last.num_nonfinite + dropped,
-        ),
-    ]
-
-
-def _ridge_claim(kept: Results) -> Claim:
-    found = spread_interval(kept.ridge)
-    return Claim(
-        poster="relative_flatness",
-        name="C4",
-        claim="For least squares relative flatness is the ridge penalty: a constant times |W|².",
-        paper="identity (2021)",
-        measured=found.estimate,
-        unit="relative difference, the largest found",
-        interval=(found.low, found.high),
-        interval_of=f"central 95 % of {found.num_samples} random weights",
-        rule="the largest difference is below 1e-5, rounding of float32 over all examples",
-        holds=bool(found.estimate < 1e-5),
-        num_samples=found.num_samples,
-        num_seeds=found.num_samples,
-        num_nonfinite=found.num_nonfinite,
-    )
 
 
 def _networks(results: Results, kept: Results) -> report.Section:
@@ -247,8 +80,8 @@ def _correlations(run: _program.Run, kept: Results, tau: Any) -> report.Section:
     values, setting = kept.before[FLATNESS], kept.column("setting")
     whole = tau["before"][FLATNESS]
     numbers = [
-        report.Number("τ, all networks", _tau(whole), "Kendall's τ of relative flatness with the "
-                      "gap: 1 when they order the networks alike, 0 when they have nothing in "
+        report.Number("τ, all networks", tau_text(whole), "Kendall's τ of relative flatness with "
+                      "the gap: 1 when they order the networks alike, 0 when they have nothing in "
                       "common; with a 95 % bootstrap interval."),
         report.Number("p-value", format_number(whole.p_value), "Share of random pairings of the "
                       "two columns that reach such a τ in size."),
@@ -256,7 +89,7 @@ def _correlations(run: _program.Run, kept: Results, tau: Any) -> report.Section:
     if len(set(setting)) > 2:
         grouped = kendall(values, kept.gap, groups=setting)
         numbers.append(
-            report.Number("τ, settings drawn whole", _tau(grouped), "The same with an interval "
+            report.Number("τ, settings drawn whole", tau_text(grouped), "The same with an interval "
                           "over settings instead of networks: seeds of one setting are no "
                           "independent witnesses.")
         )  # fmt: skip
@@ -267,12 +100,12 @@ def _correlations(run: _program.Run, kept: Results, tau: Any) -> report.Section:
         if 3 <= here.sum() < here.size:
             within = kendall(values[here], kept.gap[here])
             numbers.append(
-                report.Number(f"τ, {label} only", _tau(within), "Label noise moves the gap by "
+                report.Number(f"τ, {label} only", tau_text(within), "Label noise moves the gap by "
                               "itself; within one kind of labels it cannot make the relation.")
             )  # fmt: skip
     panels = {
         when: [
-            report.Panel(name, measured[name], kept.gap, f"τ {_tau(tau[when][name])}", True)
+            report.Panel(name, measured[name], kept.gap, f"τ {tau_text(tau[when][name])}", True)
             for name in minima.MEASURES
             if "normalised" not in name
         ]
@@ -318,7 +151,7 @@ def _correlations(run: _program.Run, kept: Results, tau: Any) -> report.Section:
 
 def _rescalings(kept: Results) -> report.Section:
     layers = {name.removesuffix("/kernel"): found for name, found in kept.changes[32].items()}
-    measures = list(next(iter(layers.values())))
+    measures = minima.FOLLOWED
     change = np.array([[np.median(found[m]) - 1 for m in measures] for found in layers.values()])
     rounding = np.finfo(np.float32).eps
     figure = report.heat_map(
@@ -391,14 +224,5 @@ def _spectra(
     return report.Section("A sharp and a flat minimum", text, numbers, [picture])
 
 
-def _ends(found: Correlation) -> tuple[float, float] | None:
-    return None if np.isnan(found.low) else (found.low, found.high)
-
-
-def _triple(found: Correlation) -> tuple[float, float, float]:
+def _triple(found: Any) -> tuple[float, float, float]:
     return found.estimate, found.low, found.high
-
-
-def _tau(found: Correlation) -> str:
-    ends = (format_number(end, digits=2) for end in (found.low, found.high))
-    return f"{format_number(found.estimate, digits=2)} [{', '.join(ends)}]"

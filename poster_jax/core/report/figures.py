@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import rcParams, style
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from poster_jax.core.report.picture import STYLE, new_figure
 
@@ -30,7 +30,8 @@ class Panel(NamedTuple):
       x: (n,).
       y: (n,).
       note: in the corner, such as a correlation with its interval.
-      log_x: whether the axis is logarithmic; values that are not positive are then counted there.
+      log_x: whether the axis is logarithmic where the values span more than a decade; values that
+        are not positive are then counted in the title.
     """
 
     title: str
@@ -136,7 +137,7 @@ def scatter_panels(
         for label, look in zip(np.unique(labels), rcParams["axes.prop_cycle"], strict=False):
             here = labels == label
             axes.scatter(x[here], y[here], s=12, alpha=0.7, label=str(label), linewidth=0, **look)
-        _scales(axes, panel.log_x, False)
+        _few_ticks(axes, x, panel.log_x)
         lost = int(np.sum(~np.isfinite(x)) + np.sum(x <= 0) * panel.log_x)
         note = panel.note + (f"\n{lost} not shown" if lost else "")
         axes.set_title(f"{panel.title}\n{note}" if note else panel.title)
@@ -360,6 +361,17 @@ def _scales(axes: Any, log_x: bool, log_y: bool) -> None:
         axes.set_xscale("log")
     if log_y:
         axes.set_yscale("log")
+
+
+def _few_ticks(axes: Any, x: np.ndarray, log: bool) -> None:
+    """Ticks that do not run into each other; within a decade the axis is plain."""
+    shown = x[np.isfinite(x) & (x > 0)]
+    if log and shown.size and shown.max() > 10 * shown.min():
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def _pair(name: str, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:

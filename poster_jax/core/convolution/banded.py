@@ -32,6 +32,9 @@ _BLOCK_SIZE = 1 << 20
 _ROWS_AT_LEAST = 256
 """Rows below which the matmul of a block is too short."""
 
+_SMALL_GROUP = 1 << 14
+"""Elements of the copies of one group up to which groups share a batched matmul."""
+
 
 def images_per_block(images: Array, other: Array, window: Window) -> int:
     """How many images make a block; 0 where the plain form should be taken.
@@ -41,19 +44,32 @@ def images_per_block(images: Array, other: Array, window: Window) -> int:
       other: the kernel or the output; only its last axis counts.
       window: the convolution's geometry.
     """
-    rows = math.prod(window.input[:-1]) * window.output[-1]
-    width = window.kernel[-1] * images.shape[-1] + math.prod(window.kernel[:-1]) * other.shape[-1]
-    count = images.shape[0]
-    largest = max(1, min(count, _BLOCK_SIZE // (rows * width)))
+    if not _has_unit_steps(window):
+        return 0
+    rows, size, count = _rows(window), _size(images, other, window), images.shape[0]
+    largest = max(1, min(count, _BLOCK_SIZE // size))
     block = max(n for n in range(1, largest + 1) if count % n == 0)
-    steps = (*window.strides, *window.input_dilation)
-    large = count * rows * width > 2 * _BLOCK_SIZE
-    suits = all(step == 1 for step in steps) and large and block * rows >= _ROWS_AT_LEAST
+    suits = count * size > 2 * _BLOCK_SIZE and block * rows >= _ROWS_AT_LEAST
     return block if suits else 0
+
+
+def groups_per_block(images: Array, other: Array, window: Window) -> int:
+    """How many of many small groups make a block; 0 where they should run one by one.
+
+    Args:
+      images: of all groups, (g, n, *inputs, c).
+      other: the kernel or the output of all groups.
+      window: the convolution's geometry.
+    """
+    size = images.shape[1] * _size(images, other, window)
+    small = _has_unit_steps(window) and size <= _SMALL_GROUP
+    return min(images.shape[0], _BLOCK_SIZE // size) if small else 0
 
 
 def banded_output(images: Array, kernel: Array, window: Window, block: int) -> Array:
     """Output (n, *outputs, o) of images (n, *inputs, c) and kernel (*taps, c, o)."""
+    if block == images.shape[0]:
+        return _output(images, kernel, window)
     blocks = images.reshape(-1, block, *images.shape[1:])
     output = lax.map(lambda x: _output(x, kernel, window), blocks)
     return output.reshape(-1, *output.shape[2:])
@@ -61,10 +77,27 @@ def banded_output(images: Array, kernel: Array, window: Window, block: int) -> A
 
 def banded_kernel(images: Array, output: Array, window: Window, block: int) -> Array:
     """Cotangent (*taps, c, o) of the kernel from images and output (n, *outputs, o)."""
+    if block == images.shape[0]:
+        return _kernel(images, output, window)
     zero = jnp.zeros((*window.kernel, images.shape[-1], output.shape[-1]), images.dtype)
     zero, images, output = vary_alike(zero, images, output)
     blocks = [x.reshape(-1, block, *x.shape[1:]) for x in (images, output)]
     return lax.scan(lambda total, pair: (total + _kernel(*pair, window), None), zero, blocks)[0]
+
+
+def _has_unit_steps(window: Window) -> bool:
+    return all(step == 1 for step in (*window.strides, *window.input_dilation))
+
+
+def _rows(window: Window) -> int:
+    """Rows of the matmul that one image makes."""
+    return math.prod(window.input[:-1]) * window.output[-1]
+
+
+def _size(images: Array, other: Array, window: Window) -> int:
+    """Elements of the copies of both arrays that one image makes."""
+    last, others = window.kernel[-1], math.prod(window.kernel[:-1])
+    return _rows(window) * (last * images.shape[-1] + others * other.shape[-1])
 
 
 def _output(images: Array, kernel: Array, window: Window) -> Array:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
@@ -95,6 +96,7 @@ class Run:
         Killed and started again, a run reads the stages that were finished, to the bit; a stage
         whose program or arguments are others than those on disk is computed anew.
         """
+        args = jax.tree.map(jnp.asarray, args)
         directory = self.workdir / "checkpoints" / name
         identity = f"{digest_program(fn, *args)} {digest_arrays(args)}"
         if (found := checkpoints.latest(directory)) and found[1].get("identity") == identity:
@@ -168,16 +170,22 @@ def launch(name: str, presets: Mapping[str, Any], experiment: Callable[[Run], Fi
     flags.DEFINE_integer("seed", 0, "of all random numbers", lower_bound=0, upper_bound=2**31 - 1)
     fields = [field for field in dataclasses.fields(presets["laptop"]) if _define_flag(field)]
     values = flags.FLAGS
+    for flag in ("preset", "workdir", "seed", *(field.name for field in fields)):
+        values.register_key_flag_for_module(sys.argv[0], values[flag])  # those that --help lists
 
     def main(_: Any) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax tells of every file it touches
         given = {f.name: v for f in fields if (v := getattr(values, f.name)) is not None}
         try:
+            settings = dataclasses.replace(presets[values.preset], **given)
+        except ValueError as error:  # of the settings' own checks
+            _refuse(f"bad flag: {error}")
+        try:
             found = execute(
                 experiment,
                 name=name,
                 preset=values.preset,
-                settings=dataclasses.replace(presets[values.preset], **given),
+                settings=settings,
                 workdir=_make_workdir(values.workdir),
                 seed=values.seed,
             )

@@ -20,7 +20,7 @@ from experiments import _minima as minima
 from experiments import _program
 from experiments._minima_report import Results, findings
 from poster_jax import flatness
-from poster_jax.core import data, losses, models
+from poster_jax.core import checks, data, losses, models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +43,17 @@ class Settings:
     max_epochs: int = _program.setting(800, "networks that need more are dropped")
     num_rescalings: int = _program.setting(100, "random rescalings of each network")
     rescaling_examples: int = _program.setting(
-        256, "training examples for the layers' Hessians there"
+        100, "training examples for the layers' Hessians there"
     )
     num_resamples: int = _program.setting(2000, "bootstrap resamples and permutations")
     num_lanczos: int = _program.setting(64, "Lanczos steps of the Hessian's density")
     group_size: int = _program.setting(10, "networks trained side by side")
     microbatch: int = _program.setting(1000, "examples measured at once")
+
+    def __post_init__(self) -> None:
+        checks.check_fraction("label_noise", self.label_noise)
+        checks.check_positive("loss_below", self.loss_below)
+        checks.check_choice("network", self.network, ["MLP", "LeNet5"])
 
 
 PRESETS = {
@@ -97,8 +102,6 @@ def prepare(run: _program.Run) -> tuple[minima.Task, minima.Examples]:
         "MLP": models.MLP((96, 48, dataset.num_classes)),
         "LeNet5": models.LeNet5(dataset.num_classes),
     }
-    if chosen.network not in modules:
-        raise _program.RefusedError(f"flag --network={chosen.network}: must be MLP or LeNet5.")
     model = models.from_linen(modules[chosen.network])
     layers = flatness.kernel_paths(model.init(run.key, x[:1]))
     examples = minima.Examples(x, jnp.stack([y, noisy]), dataset.test)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments._program import Run
+from experiments._program import RefusedError, Run
 from poster_jax import curvature, flatness
 from poster_jax.core import batching, losses, models, paths, training
 from poster_jax.flatness.random_rescaling import measure_under_rescaling
@@ -145,7 +145,13 @@ def train(run: Run, task: Task, examples: Examples, rows: Any) -> Any:
             stage = f"train_{batch_size}_{optimiser}"
             trained.append(run.population(stage, one, examples, keys, rate, decay, noisy))
             update(sum(len(found["epochs"]) for found in trained), stage)
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
+    found = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
+    if (reached := int(found["reached"].sum())) < 3:
+        raise RefusedError(
+            f"{reached} of {len(rows)} networks reached a training loss below {chosen.loss_below}; "
+            "a correlation needs 3. Give more --max_epochs."
+        )
+    return found
 
 
 def losses_of(task: Task, examples: Examples, params: Any, noisy: Any) -> dict[str, Any]:

@@ -26,11 +26,6 @@ def findings(
         after = {f"{name}, rescaled": value[index] for name, value in results.after.items()}
         run.log(network=index, **row, **values, **after)
     kept = results.kept()
-    if len(kept.rows) < 3:
-        raise _program.RefusedError(
-            f"{len(kept.rows)} of {len(results.rows)} networks reached a training loss below "
-            f"{run.settings.loss_below}; 3 are needed. Give more --max_epochs."
-        )
     tau = tau_of(kept, num_resamples=run.settings.num_resamples, seed=run.seed)
     params = jax.tree.map(lambda leaf: leaf[results.trained["reached"]], params)
     lead = (

@@ -28,6 +28,15 @@ fit = training.fit(
 )
 
 
+ORDER = (
+    "trace",
+    "largest\neigenvalue",
+    "squared\nnorm",
+    "norm² x\neigenvalue",
+    "relative\nflatness",
+)
+
+
 def measures(params):
     """Plain and relative measures of the last layer, at one key."""
     layer = "Dense_2/kernel"
@@ -36,13 +45,9 @@ def measures(params):
     hessian = flatness.hessian_of_last_layer(features, logits, kernel)
     squares = flatness.squared_norm(kernel)
     top = flatness.layer_max_eigenvalue(hessian, jax.random.key(2)).mean
-    return {
-        "trace": flatness.last_layer_trace(features, logits),
-        "largest\neigenvalue": top / squares,
-        "squared\nnorm": squares,
-        "norm² x\neigenvalue": top,
-        "relative\nflatness": flatness.last_layer_relative_flatness(features, logits, kernel),
-    }
+    trace = flatness.last_layer_trace(features, logits)
+    kappa = flatness.last_layer_relative_flatness(features, logits, kernel)
+    return dict(zip(ORDER, (trace, top / squares, squares, top, kappa), strict=True))
 
 
 rescaled = flatness.measure_under_rescaling(
@@ -54,7 +59,7 @@ rescaled = flatness.measure_under_rescaling(
 )
 ratios = jax.tree.map(lambda after, before: after / before, rescaled.after, rescaled.before)
 figure = report.strips(
-    {name: jnp.asarray(ratios[name]) for name in rescaled.before},
+    {name: jnp.asarray(ratios[name]) for name in ORDER},
     ylabel="after / before a rescaling",
     log=True,
 )

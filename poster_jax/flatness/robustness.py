@@ -1,11 +1,13 @@
 """Feature robustness: how much the loss rises when a layer's inputs are mixed among themselves."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from poster_jax.core.checks import check_count, check_key, check_loss, check_positive
+from poster_jax.core.linalg import qr
 from poster_jax.core.paths import get_path, restrict
 from poster_jax.core.typing import Array, Batch, Estimate, LossFn, Params, PRNGKey
 from poster_jax.flatness.layout import as_kernel, as_matrix, check_kernel
@@ -94,10 +96,16 @@ def _feature_robustness(
     base = loss_fn(params, batch)
 
     def rise(key: PRNGKey) -> Array:
-        rotation = jax.random.orthogonal(key, weights.shape[1], dtype=weights.dtype)
+        rotation = _random_rotation(key, weights.shape[1], weights.dtype)
         step = delta * jnp.matmul(weights, rotation, precision="highest")
         step = as_kernel(step, kernel.shape, neuron_axis).astype(kernel.dtype)
         up, down = loss_of_layer(kernel + step, batch), loss_of_layer(kernel - step, batch)
         return (up + down) / 2 - base
 
     return estimate_from_samples(jax.lax.map(rise, jax.random.split(key, num_samples)))
+
+
+def _random_rotation(key: PRNGKey, size: int, dtype: Any) -> Array:
+    """Uniform over the orthogonal matrices: QR of normals, its signs fixed (Mezzadri 2007)."""
+    q, r = qr(jax.random.normal(key, (size, size), dtype))
+    return q * jnp.sign(jnp.diagonal(r))

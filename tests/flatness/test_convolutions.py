@@ -59,6 +59,9 @@ def _numpy_hessian(net, params, x):
     return np.einsum("naot,nab,nbru->otru", J, S, J) / len(x)
 
 
+@pytest.mark.parametrize(
+    "measure", ["neuronwise_trace", "columnwise_trace", "neuronwise_max_eigenvalue"]
+)
 def test_every_measure_of_a_convolution_is_its_definition(net, x64, key, measure):
     params, batch = _problem()
     W = params["conv"].reshape(-1, NEURONS).T

@@ -43,6 +43,7 @@ def test_closed_form_is_the_product_path(net, key, dtype, rtol):
         )
 
 
+@pytest.mark.parametrize("measure", ["columnwise_trace", "layer_max_eigenvalue"])
 def test_operator_of_the_last_layer_has_every_measure(net, x64, key, measure):
     params, batch, features, logits, kernel = _last(net, np.float64)
     hessian = flatness.hessian_of_last_layer(features, logits, kernel)

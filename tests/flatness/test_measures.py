@@ -81,6 +81,7 @@ def test_deflating_estimators_are_sharper_on_a_trained_layer(net, key):
     assert float(better.stderr) < float(plain.stderr) / 2
 
 
+@pytest.mark.parametrize("measure", ["neuronwise_trace", "layer_trace", "layer_max_eigenvalue"])
 def test_weight_decay_adds_exactly_its_own_curvature(net, x64, key, measure):
     alpha = 0.01
 

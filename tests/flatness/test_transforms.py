@@ -27,6 +27,10 @@ def _measure(name, hessian, key):
     return getattr(flatness, name)(hessian, key).mean
 
 
+@pytest.mark.parametrize(
+    "measure",
+    ["neuronwise_trace", "columnwise_trace", "layer_max_eigenvalue", "neuronwise_max_eigenvalue"],
+)
 def test_every_measure_under_jit_and_vmap(net, key, measure):
     params, batch = _float32(net)
     population = jax.tree.map(lambda a: jnp.stack([a, 1.2 * a]), params)
@@ -97,6 +101,7 @@ def test_all_layers_in_one_program(net, key):
     np.testing.assert_allclose(found.sum.mean, alone.sum.mean, rtol=1e-5)
 
 
+@pytest.mark.parametrize("measure", ["neuronwise_trace", "layer_max_eigenvalue"])
 def test_float32_is_float64_to_rounding(net, key, measure):
     params, batch = _float32(net)
     single = net.exact_measure(

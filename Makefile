@@ -13,7 +13,7 @@ workdir ?= out/posters
 preset ?= laptop
 results ?= out/benchmarks
 
-.PHONY: help demo test slow posters bench lint format docs oracles lock wheel ci clean
+.PHONY: help demo test slow optimised posters bench lint format docs oracles lock wheel ci clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test: $(VENV)/.dev ## all tests but the slow ones
 
 slow: $(VENV)/.dev ## the tests that take minutes
 	$(py) -m pytest -n $(workers) -m slow tests
+
+optimised: $(VENV)/.dev ## the numerical tests once more, compiled as users compile (the others compile faster)
+	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) tests/core tests/curvature tests/flatness
 
 posters: $(VENV)/.runtime ## every poster at a preset (preset=laptop), and the table of claims
 	$(py) -m experiments.posters --preset=$(preset) --workdir=$(workdir)

@@ -2,13 +2,21 @@
 
 The checks of shapes would answer bad input before the library's own sentences do, so the tests of
 those (`@pytest.mark.bad_input`) run in a process of their own with POSTER_JAX_TYPECHECK=0.
+
+Most of a test's time is compilation, so XLA is told to spend less on machine code: the same
+operations, unoptimised. POSTER_JAX_OPTIMISE=1 leaves XLA as users have it; `make optimised` does.
 """
 
 import os
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+from jaxlib.version import __version_info__ as jaxlib_version
+
+flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+if os.environ.get("POSTER_JAX_OPTIMISE", "0") == "0":
+    flags.append("--xla_backend_optimization_level=0")
+    if jaxlib_version < (0, 11):  # halves what is left; later versions do not know it
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ.setdefault("MPLBACKEND", "agg")
 
 TYPECHECK = os.environ.get("POSTER_JAX_TYPECHECK", "1") != "0"
@@ -20,19 +28,8 @@ if TYPECHECK:
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-# Seen failing and not understood yet: each is to be explained or mended, then taken off this list.
-OPEN_DEFECTS = {
-    "test_finds_what_lapack_finds[outliers and bulk-": "bulk eigenvalue off by 1e-5",
-    "test_unbiased_and_its_standard_error_is_right[xtrace-": "xtrace understates its error",
-    "test_traces_are_within_three_standard_errors[xtrace-": "float32 rounding exceeds the error",
-}
-
 
 def pytest_collection_modifyitems(config, items):
-    for item in items:
-        for name, reason in OPEN_DEFECTS.items():
-            if item.name.startswith(name):
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
     if TYPECHECK:
         reason = "the library's own errors are tested with POSTER_JAX_TYPECHECK=0"
         for item in items:

@@ -151,15 +151,25 @@ def test_jit_scan_and_checkpoint(setting):
 
 def test_no_convolution_in_a_loop_is_left_to_the_naive_kernel(setting):
     """XLA's fast kernels take one layout; in a loop nothing brings a convolution into it."""
-    conv, _, lhs, rhs = setting
+    ours, theirs, lhs, rhs = setting
 
-    def step(kernel, x):
-        gradients = jax.grad(energy(conv), argnums=(0, 1))(x, kernel)
-        return kernel - gradients[1] + gradients[0].mean(), None
+    def left_to_the_naive_kernel(conv):
+        def step(kernel, x):
+            gradients = jax.grad(energy(conv), argnums=(0, 1))(x, kernel)
+            return kernel - gradients[1] + gradients[0].mean(), None
 
-    compiled = jax.jit(lambda k, xs: lax.scan(step, k, xs)).lower(rhs, stacked(lhs, 3)).compile()
-    found = [line for line in compiled.as_text().splitlines() if " convolution(" in line]
-    assert found
-    for line in found:
-        assert re.search(r"dim_labels=b01f_01io->b01f", line), line
-        assert not re.search("rhs_reversal|group_count", line), line
+        program = jax.jit(lambda k, xs: lax.scan(step, k, xs))
+        text = program.lower(rhs, stacked(lhs, 3)).compile().as_text()
+        return [
+            line
+            for line in text.splitlines()
+            if " convolution(" in line
+            and (
+                "dim_labels=b01f_01io->b01f" not in line
+                or re.search("rhs_reversal|group_count", line)
+            )
+        ]
+
+    # Small groups are matmuls here: no convolution at all is right as well.
+    assert left_to_the_naive_kernel(ours) == []
+    assert left_to_the_naive_kernel(theirs)  # what is looked for is there to be found

@@ -31,7 +31,7 @@ def test_moments_up_to_the_degree_of_the_rule_are_exact_for_each_probe(x64, tool
 def test_moments_are_traces_of_powers(problem, tools):
     op = hessian_operator(problem.loss_fn, problem.params, problem.batch)
     density = spectral_density(op, jax.random.key(0), num_lanczos=8, num_probes=400, block_size=50)
-    hessian = tools.numpy_hessian(tools.make_problem(np.float64))
+    hessian = tools.numpy_hessian(problem)
     samples = _moments(density, range(5))
     for k, row in enumerate(samples):
         exact = np.trace(np.linalg.matrix_power(hessian, k)) / len(hessian)

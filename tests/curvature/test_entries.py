@@ -34,7 +34,7 @@ def test_diagonal_of_a_network_is_a_pytree_of_its_parameters(problem, tools):
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
         for tree in (estimate.mean, estimate.stderr)
     )
-    exact = np.diag(tools.numpy_hessian(tools.make_problem(np.float64)))
+    exact = np.diag(tools.numpy_hessian(problem))
     assert np.abs((mean - exact) / stderr).max() < 5
 
 

@@ -61,6 +61,14 @@ def compile_seconds(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
     return max(0.0, first - second)
 
 
+def row(case: str, ours: float, peer: str, theirs: float, goal: float, **more: Any) -> dict:
+    """One line of the table, printed as soon as it is there."""
+    found = {"case": case, "ours_s": ours, "peer": peer, "peer_s": theirs, "ratio": theirs / ours}
+    found |= {"goal": goal, **more}
+    print(json.dumps(found), flush=True)
+    return found
+
+
 def write_rows(rows: list[dict[str, Any]], notes: list[dict[str, Any]], path: str | None) -> None:
     """Rows as a table to the terminal; with `notes`, which compare nothing, to a file."""
     for row in rows:

@@ -14,20 +14,18 @@ Compilation stands apart in `compile_s`. Accuracy of both sides: the largest res
 import json
 import resource
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import app, flags
-from sklearn.datasets import load_digits
 
-from benchmarks._harness import Peer, compile_seconds, in_turn, timed, write_rows
-from poster_jax.core import losses, models
+from benchmarks import _flatness
+from benchmarks._harness import Peer, compile_seconds, in_turn, row, timed, write_rows
+from benchmarks._problems import KEY, Problem, digits, save, trained, true_residual, vectors_from
+from poster_jax.core import models
 from poster_jax.curvature import (
     LinearOperator,
     hessian_operator,
@@ -37,7 +35,6 @@ from poster_jax.curvature import (
     trace,
     xtrace,
 )
-from poster_jax.flatness import last_layer_relative_flatness, relative_flatness
 
 FLAGS = flags.FLAGS
 _JSON = flags.DEFINE_string("json", None, "file to write the rows to")
@@ -46,105 +43,8 @@ _REPEATS = flags.DEFINE_integer("repeats", 3, "timed repeats of each side", lowe
 _MODELS = flags.DEFINE_list("models", "mlp,cnn,flatness,memory", "which parts to run")
 
 TORCH = Path(__file__).parent / "peers" / "curvature_torch.py"
-KEY = jax.random.key(0)
 TOP, TOLERANCE = 10, 1e-4
 LANCZOS_STEPS = 64
-
-
-class Problem(NamedTuple):
-    """A trained network of Flax, what its layers are for torch, and its batch."""
-
-    name: str
-    apply_fn: Callable[..., Any]
-    loss_fn: Callable[..., Any]
-    params: Any
-    batch: Any
-    kinds: tuple[str, ...]
-
-
-def digits(side: int, num: int) -> tuple[jax.Array, jax.Array]:
-    """`num` digits, enlarged to `side` pixels and centred: (num, side, side, 1)."""
-    data = load_digits()
-    images = np.kron(data.images / 16 - 0.3, np.ones((1, 4, 4)))
-    edge = (32 - side) // 2
-    images = images[:, edge : 32 - edge, edge : 32 - edge, None]
-    chosen = np.random.default_rng(0).permutation(len(images))[:num]
-    return jnp.asarray(images[chosen], jnp.float32), jnp.asarray(data.target[chosen], jnp.int32)
-
-
-def trained(name: str, module: Any, batch: Any, kinds: tuple[str, ...], steps: int) -> Problem:
-    """A few Adam steps: enough for the outliers of a trained network's Hessian."""
-    model = models.from_linen(module)
-    loss_fn = losses.cross_entropy(model.apply_fn)
-    optimizer = optax.adam(2e-3)
-    params = model.init(KEY, batch[0][:1])
-    state = optimizer.init(params)
-
-    @jax.jit
-    def step(params: Any, state: Any) -> Any:
-        updates, state = optimizer.update(jax.grad(loss_fn)(params, batch), state)
-        return optax.apply_updates(params, updates), state
-
-    for _ in range(steps):
-        params, state = step(params, state)
-    return Problem(name, model.apply_fn, loss_fn, params, batch, kinds)
-
-
-def layers_of(problem: Problem) -> list[dict]:
-    """Kernels and biases in the order of the layers."""
-    convs = sorted(name for name in problem.params if name.startswith("Conv"))
-    denses = sorted(name for name in problem.params if name.startswith("Dense"))
-    return [problem.params[name] for name in (*convs, *denses)]
-
-
-def save(problem: Problem, folder: Path) -> None:
-    """What the torch side reads."""
-    layers = iter(layers_of(problem))
-    arrays = {"kinds": json.dumps(problem.kinds)}
-    for i, kind in enumerate(problem.kinds):
-        if kind in {"conv", "conv_valid", "dense"}:
-            layer = next(layers)
-            arrays[f"kernel{i}"], arrays[f"bias{i}"] = layer["kernel"], layer["bias"]
-    x, y = problem.batch
-    np.savez(folder / f"{problem.name}.npz", x=x, y=y, **arrays)
-
-
-def vectors_from(problem: Problem, folder: Path) -> Any:
-    """The peer's vectors as a pytree like the parameters, leading axis k."""
-    parts = np.load(folder / "answer.npz")
-    leaves = [parts[str(i)] for i in range(len(parts.files))]
-    stacked = jax.tree.map(lambda _: None, problem.params)
-    names = [name for name in sorted(problem.params) if name.startswith("Conv")]
-    names += [name for name in sorted(problem.params) if name.startswith("Dense")]
-    for i, name in enumerate(names):
-        stacked[name] = {"kernel": leaves[2 * i], "bias": leaves[2 * i + 1]}
-    return stacked
-
-
-def true_residual(problem: Problem, values: Any, vectors: Any) -> float:
-    """max ||H v - value v|| / ||v|| / |largest value|, every number of it in float64."""
-    with jax.enable_x64(True):
-        double = lambda tree: jax.tree.map(  # noqa: E731
-            lambda a: jnp.asarray(np.asarray(a), jnp.float64), tree
-        )
-        x, y = problem.batch
-        op = hessian_operator(problem.loss_fn, double(problem.params), (double(x), y))
-        worst = 0.0
-        for i, value in enumerate(np.asarray(values, float)):
-            v = jax.tree.map(lambda a, i=i: a[i], double(vectors))
-            pairs = zip(jax.tree.leaves(op(v)), jax.tree.leaves(v), strict=True)
-            squares = sum(float(jnp.sum((h - value * u) ** 2)) for h, u in pairs)
-            length = sum(float(jnp.sum(u**2)) for u in jax.tree.leaves(v))
-            worst = max(worst, (squares / length) ** 0.5)
-    return worst / float(np.max(np.abs(values)))
-
-
-def row(case: str, ours: float, peer: str, theirs: float, goal: float, **more: Any) -> dict:
-    """One line of the table."""
-    found = {"case": case, "ours_s": ours, "peer": peer, "peer_s": theirs, "ratio": theirs / ours}
-    found |= {"goal": goal, **more}
-    print(json.dumps(found), flush=True)
-    return found
 
 
 def products(problem: Problem, op: LinearOperator, peer: Peer) -> list[dict]:
@@ -319,103 +219,6 @@ def densities(problem: Problem, op: LinearOperator, peer: Peer) -> list[dict]:
     ]
 
 
-def flatness(peer: Peer, folder: Path) -> list[dict]:
-    """The authors materialise second derivatives, a backward pass each; we take products."""
-    lenet_kinds = ("conv_valid", "relu", "pool") * 2 + ("flatten",)
-    lenet_kinds += ("dense", "relu", "dense", "relu", "dense")
-    lenet = trained("lenet", models.LeNet5(), digits(32, 1000), lenet_kinds, 60)
-    save(as_torch_flattens(lenet), folder)
-    wide_kinds = ("flatten", "dense", "relu", "dense", "relu", "dense")
-    wide = trained("wide", models.MLP((512, 512, 10)), digits(28, 1000), wide_kinds, 60)
-    save(wide, folder)
-
-    @jax.jit
-    def closed_form_of(params: Any, x: jax.Array) -> Any:
-        features, logits = lenet_features(params, x), lenet.apply_fn(params, x)
-        return last_layer_relative_flatness(features, logits, params["Dense_2"]["kernel"])
-
-    closed_form = partial(closed_form_of, lenet.params, lenet.batch[0])
-
-    def products() -> Any:
-        return relative_flatness(
-            lenet.loss_fn, lenet.params, lenet.batch, KEY, layer="Dense_2/kernel", num_probes=64
-        )
-
-    def products_wide() -> Any:
-        return relative_flatness(
-            wide.loss_fn, wide.params, wide.batch, KEY, layer="Dense_1/kernel", num_probes=64
-        )
-
-    exact = float(closed_form())
-    answer = {}
-
-    def authors() -> float:
-        answer.update(peer.ask(case="relative_flatness", model="lenet", layer=2, rows=840))
-        return answer["seconds"]
-
-    some = 64
-    sides = {
-        "closed": lambda: timed(closed_form)[0],
-        "products": lambda: timed(products)[0],
-        "wide": lambda: timed(products_wide)[0],
-        "authors": authors,
-        "authors, wide": lambda: peer.ask(
-            case="relative_flatness", model="wide", layer=1, rows=some
-        )["seconds"],
-    }
-    compile_s = compile_seconds(products)
-    seconds = in_turn(sides, _REPEATS.value)
-    found, found_wide = products(), products_wide()
-    accuracy = {"peer_error": abs(answer["kappa"] - exact) / exact}
-    case = "relative flatness of LeNet5's last layer"
-    authors_way = "the authors' way, 840 backward passes"
-    return [
-        row(
-            case + ", closed form",
-            seconds["closed"],
-            authors_way,
-            seconds["authors"],
-            50,
-            **accuracy,
-        ),
-        row(
-            case + ", 64 products",
-            seconds["products"],
-            authors_way,
-            seconds["authors"],
-            50,
-            **accuracy,
-            compile_s=compile_s,
-            ours_error=abs(float(found.mean) - exact) / exact,
-            ours_stderr=float(found.stderr) / exact,
-        ),
-        row(
-            "relative flatness of a 512x512 layer, 64 products",
-            seconds["wide"],
-            f"the authors' way, {some} of 262,144 backward passes, scaled",
-            seconds["authors, wide"] * 512 * 512 / some,
-            50,
-            ours_stderr=float(found_wide.stderr) / float(found_wide.mean),
-        ),
-    ]
-
-
-def lenet_features(params: Any, x: jax.Array) -> jax.Array:
-    """What enters LeNet5's last layer: the outputs with that layer replaced by the identity."""
-    head = {"kernel": jnp.eye(84), "bias": jnp.zeros(84)}
-    model = models.from_linen(models.LeNet5(num_classes=84))
-    return model.apply_fn({**params, "Dense_2": head}, x)
-
-
-def as_torch_flattens(problem: Problem) -> Problem:
-    """The first dense kernel with its rows in the order (channel, height, width)."""
-    kernel = problem.params["Dense_0"]["kernel"]
-    side = round((kernel.shape[0] // 16) ** 0.5)
-    rows = kernel.reshape(side, side, 16, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
-    dense = {**problem.params["Dense_0"], "kernel": rows}
-    return problem._replace(params={**problem.params, "Dense_0": dense})
-
-
 def memory() -> list[dict]:
     """Peak of one compiled search, in basis vectors of P numbers, by k and P."""
     rows = []
@@ -472,7 +275,7 @@ def main(_: list[str]) -> None:
                 rows += traces(problem, op, peer)
                 rows += densities(problem, op, peer)
             elif part == "flatness":
-                rows += flatness(peer, folder)
+                rows += _flatness.rows(peer, folder, _REPEATS.value)
             else:
                 notes += memory()
     write_rows(rows, notes, _JSON.value)

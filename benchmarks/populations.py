@@ -28,7 +28,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 from sklearn.datasets import load_digits
 
-from benchmarks._harness import Peer, in_turn, timed, write_rows
+from benchmarks._harness import Peer, in_turn, row, timed, write_rows
 from poster_jax.core.devices import data_mesh
 from poster_jax.core.training import epoch_order, fit, map_population
 
@@ -131,7 +131,7 @@ def step_flops(batch: int) -> int:
     return batch * (3 * sum(products) - products[0])
 
 
-def row(
+def compared(
     torch: Peer,
     batch: int,
     optimizer: str,
@@ -159,18 +159,17 @@ def row(
     )
     work = step_flops(batch) * _STEPS.value * _NETWORKS.value
     batches = "one order of batches" if shared else "own batches"
-    found = {
-        "case": f"{_NETWORKS.value} MLPs, batch {batch}, {optimizer}, {batches}",
-        "ours_s": medians["ours"],
-        "peer": "torch, one after another",
-        "peer_s": medians["torch"],
-        "ratio": medians["torch"] / medians["ours"],
-        "goal": 20,
-        "compile_s": compile_s,
-        "microseconds_a_step": 1e6 * medians["ours"] / (_STEPS.value * _NETWORKS.value),
-        "of_peak": work / product_flops * medians["products"] / medians["ours"],
-        "loss": losses["ours"],
-    }
+    found = row(
+        f"{_NETWORKS.value} MLPs, batch {batch}, {optimizer}, {batches}",
+        medians["ours"],
+        "torch, one after another",
+        medians["torch"],
+        20,
+        compile_s=compile_s,
+        microseconds_a_step=1e6 * medians["ours"] / (_STEPS.value * _NETWORKS.value),
+        of_peak=work / product_flops * medians["products"] / medians["ours"],
+        loss=losses["ours"],
+    )
     if shared:  # torch's networks have batches of their own: the same work, another end
         return found
     return {**found, "difference": abs(losses["torch"] - losses["ours"])}
@@ -200,7 +199,7 @@ def main(_: Any) -> None:
         write_inputs(inputs, keys)
         with Peer(_PEERS.value, str(TORCH), str(inputs)) as torch:
             rows = [
-                row(torch, batch, optimizer, keys, mesh, shared=shared)
+                compared(torch, batch, optimizer, keys, mesh, shared=shared)
                 for batch in BATCHES
                 for optimizer in OPTIMIZERS
                 for shared in (False, True)

@@ -1,8 +1,9 @@
-"""The torch side of benchmarks/convolution.py: a case a line in, the seconds of one repeat out.
+"""The torch side of benchmarks/convolution.py: {"network": ...} a line in, {"seconds": ...} out.
 
 torch at its best here: channels-last images, a thread a core, data in memory.
 """
 
+import json
 import os
 import sys
 import time
@@ -49,14 +50,15 @@ def training(net: nn.Module, channels: int, batch: int, steps: int) -> Callable[
 def main(batch: int, steps: int) -> None:
     """Answers until the input ends."""
     torch.set_num_threads(os.cpu_count())
-    cases = {
-        f"{steps} training steps of the CNN, batch {batch}": training(cnn(), 3, batch, steps),
-        f"{steps} training steps of LeNet-5, batch {batch}": training(lenet(), 1, batch, steps),
+    networks = {
+        "cnn": training(cnn(), 3, batch, steps),
+        "lenet": training(lenet(), 1, batch, steps),
     }
     for line in sys.stdin:
+        train = networks[json.loads(line)["network"]]
         start = time.perf_counter()
-        cases[line.strip()]()
-        print(time.perf_counter() - start, flush=True)
+        train()
+        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
 
 
 if __name__ == "__main__":

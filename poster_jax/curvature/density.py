@@ -131,8 +131,9 @@ def _tridiagonal(flat: FlatOperator, start: Array, num_steps: int) -> Array:
         basis, vector, beta, scale = carry
         product = flat.product(vector)
         alpha = inner(vector, product)
-        local = product - alpha * vector - beta * basis[jnp.maximum(i - 1, 0)]
+        # Written before it is read: a read of the old basis would make XLA copy all of it.
         basis = basis.at[i].set(vector)
+        local = product - alpha * vector - beta * basis[jnp.maximum(i - 1, 0)]
         _, rest, length = orthogonalise(basis, local)
         scale = jnp.maximum(scale, jnp.maximum(jnp.abs(alpha), length))
         length = jnp.where(length > 10 * jnp.finfo(flat.dtype).eps * scale, length, 0)

@@ -171,8 +171,9 @@ def _grow(flat: FlatOperator, s: _Search) -> _Search:
     product = flat.product(s.next)
     alpha = inner(s.next, product)
     before = jnp.maximum(s.size - 1, 0)
-    local = product - alpha * s.next - s.coupling * s.basis[before]
+    # Written before it is read: a read of the old basis would make XLA copy all of it.
     basis = s.basis.at[s.size].set(s.next)
+    local = product - alpha * s.next - s.coupling * basis[before]
     coefficients, rest, beta = orthogonalise(basis, local)
     coefficients = coefficients.at[s.size].add(alpha).at[before].add(s.coupling)
     return s._replace(

@@ -7,7 +7,9 @@ Most of a test's time is compilation, so XLA is told to spend less on machine co
 operations, unoptimised. POSTER_JAX_OPTIMISE=1 leaves XLA as users have it; `make optimised` does.
 """
 
+import gc
 import os
+import pathlib
 
 from jaxlib.version import __version_info__ as jaxlib_version
 
@@ -35,6 +37,19 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "bad_input" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Linux allows a process 65,530 maps; a compiled program keeps several, and the next segfaults.
+
+    Some 1,000 tests of this suite reach it in one process.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 15_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

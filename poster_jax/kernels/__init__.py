@@ -1,0 +1,34 @@
+"""Infinitely wide networks as kernels: what does a network compute before it sees any data?
+
+A drop-in successor of Neural Tangents: `from poster_jax import kernels as nt` and
+`from poster_jax.kernels import stax`. `stax` builds networks that know their NNGP and NTK in closed
+form, the empirical functions compute both for any network, `predict` trains infinitely wide
+ensembles in closed form.
+
+Source: Novak et al. 2020, "Neural Tangents: Fast and Easy Infinite Neural Networks in Python"
+(arXiv 1912.02803).
+"""
+
+from poster_jax.kernels import predict, stax
+from poster_jax.kernels.empirical import (
+    NtkImplementation,
+    empirical_kernel_fn,
+    empirical_nngp_fn,
+    empirical_ntk_fn,
+    empirical_ntk_vp_fn,
+)
+from poster_jax.kernels.kernel import Kernel
+from poster_jax.kernels.linearize import linearize, taylor_expand
+
+__all__ = [
+    "Kernel",
+    "NtkImplementation",
+    "empirical_kernel_fn",
+    "empirical_nngp_fn",
+    "empirical_ntk_fn",
+    "empirical_ntk_vp_fn",
+    "linearize",
+    "predict",
+    "stax",
+    "taylor_expand",
+]

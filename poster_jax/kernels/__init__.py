@@ -9,7 +9,9 @@ Source: Novak et al. 2020, "Neural Tangents: Fast and Easy Infinite Neural Netwo
 (arXiv 1912.02803).
 """
 
-from poster_jax.kernels import predict, stax
+from poster_jax.kernels import experimental, predict, stax
+from poster_jax.kernels.batch import batch
+from poster_jax.kernels.disk import kernel_to_disk, open_kernel
 from poster_jax.kernels.empirical import (
     NtkImplementation,
     empirical_kernel_fn,
@@ -19,15 +21,21 @@ from poster_jax.kernels.empirical import (
 )
 from poster_jax.kernels.kernel import Kernel
 from poster_jax.kernels.linearize import linearize, taylor_expand
+from poster_jax.kernels.monte_carlo import monte_carlo_kernel_fn
 
 __all__ = [
     "Kernel",
     "NtkImplementation",
+    "batch",
     "empirical_kernel_fn",
     "empirical_nngp_fn",
     "empirical_ntk_fn",
     "empirical_ntk_vp_fn",
+    "experimental",
+    "kernel_to_disk",
     "linearize",
+    "monte_carlo_kernel_fn",
+    "open_kernel",
     "predict",
     "stax",
     "taylor_expand",

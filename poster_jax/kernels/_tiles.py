@@ -6,7 +6,7 @@ compiled program serves all of them whatever the sizes; what the copies gave is 
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ class Arguments(NamedTuple):
     keys: tuple[Any, Any] | None
 
     @classmethod
-    def split(cls, args: Any, kwargs: dict[str, Any], sizes: tuple[int, int]) -> Self:
+    def split(cls, args: Any, kwargs: dict[str, Any], sizes: tuple[int, int]) -> "Arguments":
         """Sorts the arguments of a call on batches of the given sizes."""
         pairs = {k: v for k, v in kwargs.items() if _is_pair(k, v, sizes)}
         rng = kwargs.get("rng")

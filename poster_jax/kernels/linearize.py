@@ -20,10 +20,10 @@ def linearize(f: Callable[..., Any], params: Params) -> Callable[..., Any]:
       params: where the Taylor series is taken; any pytree.
 
     Returns:
-      `f_lin(new_params, *args, **kwargs) = f(params, ...) + df(params, ...) (new_params - params)`.
+      `f_lin(p, *args, **kwargs) = f(params, ...) + df(params, ...) (p - params)`.
 
     Raises:
-      ValueError: `params` is not finite, or `new_params` has another structure.
+      ValueError: `params` is not finite, or `p` has another structure.
 
     Source: Lee et al. 2019 (arXiv 1902.06720), equation 5.
 
@@ -41,15 +41,14 @@ def taylor_expand(f: Callable[..., Any], params: Params, degree: int) -> Callabl
     Args:
       f: `f(params, *args, **kwargs) -> pytree of outputs`.
       params: where the series is taken; any pytree.
-      degree: of the polynomial; 0 is `f` at `params` whatever the new ones. The cost grows with
+      degree: of the polynomial; 0 is `f` at `params` whatever `p`. The cost grows with
         its power of 2.
 
     Returns:
-      `f_tayl(new_params, *args, **kwargs)`.
+      `f_tayl(p, *args, **kwargs)`.
 
     Raises:
-      ValueError: `degree` is negative, `params` is not finite, or `new_params` has another
-        structure. TypeError when `degree` is no integer.
+      ValueError: `degree` is negative, `params` is not finite, or `p` has another structure. TypeError when `degree` is no integer.
 
     Source: Taylor's theorem; nested Jacobian-vector products.
 
@@ -62,13 +61,13 @@ def taylor_expand(f: Callable[..., Any], params: Params, degree: int) -> Callabl
     check_finite("params", params)
     check_count("degree", degree, minimum=0)
 
-    def expanded(new_params: Params, *args: Any, **kwargs: Any) -> Any:
-        """The Taylor series at `new_params`."""
-        check_same_structure("new_params", new_params, "params", params)
-        direction = jax.tree.map(jnp.subtract, new_params, params)
+    def expanded(p: Params, *args: Any, **kwargs: Any) -> Any:
+        """The Taylor series at `p`."""
+        check_same_structure("p", p, "params", params)
+        direction = jax.tree.map(jnp.subtract, p, params)
 
-        def term(p: Params) -> Any:
-            return f(p, *args, **kwargs)
+        def term(at: Params) -> Any:
+            return f(at, *args, **kwargs)
 
         if degree == 0:
             return term(params)

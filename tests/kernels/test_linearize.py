@@ -59,7 +59,7 @@ def test_series_pass_through_jit_vmap_and_grad():
 def test_bad_input_is_refused_in_one_sentence():
     with pytest.raises(ValueError, match="degree must be at least 0"):
         taylor_expand(dense, 1.0, -1)
-    with pytest.raises(ValueError, match="new_params must have the structure"):
+    with pytest.raises(ValueError, match="p must have the structure"):
         linearize(lambda p, x: p * x, jnp.ones(2))((jnp.ones(2),), 1.0)
     with pytest.raises(TypeError, match="f must be a function"):
         linearize(1.0, jnp.ones(2))

@@ -9,7 +9,7 @@ Source: Novak et al. 2020, "Neural Tangents: Fast and Easy Infinite Neural Netwo
 (arXiv 1912.02803).
 """
 
-from poster_jax.kernels import experimental, predict, stax
+from poster_jax.kernels import experimental, predict, spectrum, stax
 from poster_jax.kernels.batch import batch
 from poster_jax.kernels.disk import kernel_to_disk, open_kernel
 from poster_jax.kernels.empirical import (
@@ -37,6 +37,7 @@ __all__ = [
     "monte_carlo_kernel_fn",
     "open_kernel",
     "predict",
+    "spectrum",
     "stax",
     "taylor_expand",
 ]

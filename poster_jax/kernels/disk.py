@@ -64,7 +64,7 @@ def kernel_to_disk(
 
     Raises:
       ValueError: the folder holds a kernel of other inputs or of another `kernel_fn`; the answer of
-        `kernel_fn` is not one array for every name. TypeError inside `jit`.
+        `kernel_fn` is not one array for every name, or not finite. TypeError inside `jit`.
 
     Source: this library.
 
@@ -90,8 +90,15 @@ def kernel_to_disk(
         work.leave_out_mirror_images()
     arrays = _arrays(get, work.example())
     folder = _Folder(pathlib.Path(path), work.grid, arrays)
-    folder.claim(_identity(work.grid, arrays, get, x1, x2), _corner(kernel_fn, source, arguments))
+    identity = _identity(work.grid, arrays, get, x1, x2)
+    corner = _corner(kernel_fn, source, arguments)
+    if jax.process_index() == 0:
+        folder.claim(identity, corner)
+    _wait_for_all("kernel folder made")
+    if jax.process_index() > 0:
+        folder.claim(identity, corner)
     missing = folder.missing()
+    _wait_for_all("kernel tiles counted")  # before any is written: all must deal from one list
     share = missing[jax.process_index() :: jax.process_count()]
     _write(folder, work, share, len(missing), progress)
     folder.finish()
@@ -226,7 +233,9 @@ def _write(
     def run(update: Callable[[int], Any]) -> None:
         nonlocal finished, waiting, last
         for place, result in work.run(share):
-            folder.write(place, [np.asarray(array) for array in parts(result)["pair"]])
+            tiles = [np.asarray(array) for array in parts(result)["pair"]]
+            _check_tiles(work.grid, place, tiles)
+            folder.write(place, tiles)
             waiting.append(place)
             if time.monotonic() - last > _SECONDS_BETWEEN_SYNCS:
                 folder.mark(waiting)
@@ -237,6 +246,17 @@ def _write(
 
     with (progress or silent)("tiles", total, finished) as update:
         run(update)
+
+
+def _check_tiles(grid: Grid, place: tuple[int, int], tiles: list[np.ndarray]) -> None:
+    """ValueError when a tile holds NaN or infinity, which every later solve would spread."""
+    if all(np.isfinite(tile).all() for tile in tiles):
+        return
+    rows, columns = grid.span(0, place[0]), grid.span(1, place[1])
+    raise ValueError(
+        f"kernel_fn must answer finite kernels, got NaN or infinity for the examples {rows.start} "
+        f"to {rows.stop} of x1 with {columns.start} to {columns.stop} of x2."
+    )
 
 
 def _arrays(get: Any, example: Any) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def taylor_expand(f: Callable[..., Any], params: Params, degree: int) -> Callabl
       `f_tayl(p, *args, **kwargs)`.
 
     Raises:
-      ValueError: `degree` is negative, `params` is not finite, or `p` has another structure. TypeError when `degree` is no integer.
+      ValueError: `degree` is negative, `params` is not finite, or `p` has another structure.
+        TypeError when `degree` is no integer.
 
     Source: Taylor's theorem; nested Jacobian-vector products.
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 
@@ -22,6 +23,23 @@ def in_process(folder, tiles):
     env = {**os.environ, "PYTHONPATH": str(root), "XLA_FLAGS": ""}
     command = [sys.executable, PROGRAM, folder, str(tiles)]
     return subprocess.run(command, env=env, cwd=root).returncode
+
+
+def test_two_processes_share_the_tiles(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    root = PROGRAM.parents[2]
+    env = {**os.environ, "PYTHONPATH": str(root), "XLA_FLAGS": ""}
+    command = [sys.executable, PROGRAM.with_name("disk_hosts.py"), tmp_path / "k"]
+    hosts = [subprocess.Popen([*command, str(i), str(port)], env=env, cwd=root) for i in (0, 1)]
+    assert [host.wait(120) for host in hosts] == [0, 0]
+    assert in_process(tmp_path / "alone", 10**6) == 0
+    together, alone = ((tmp_path / n / "ntk.npy").read_bytes() for n in ("k", "alone"))
+    assert together == alone
+    # 21 tiles, dealt out as cards, and a corner each.
+    tiles = [len((tmp_path / f"k.log{i}").read_bytes()) - 1 for i in (0, 1)]
+    assert sorted(tiles) == [10, 11]
 
 
 @pytest.mark.parametrize("device_count", [0, 3])
@@ -114,5 +132,10 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path):
         open_kernel(tmp_path / "nothing")
     with pytest.raises(ValueError, match="get must name kernels"):
         kernel_to_disk(tmp_path / "new", lambda a, b, get: a @ b.T, X1, get=("ntk", "nngp"))
+    bad = np.where(np.arange(33)[:, None] == 20, np.nan, X1)
+    with pytest.raises(ValueError, match=r"must answer finite kernels.* 0 to 16 .* 16 to 32 of x2"):
+        kernel_to_disk(tmp_path / "nan", lambda a, b, get: a @ b.T, bad, X1, batch_size=16)
+    with pytest.raises(ValueError, match="is not finished: 0 of"):
+        open_kernel(tmp_path / "nan")
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         kernel_to_disk(tmp_path / "new", KERNEL_FN, X1, batch_size=0)

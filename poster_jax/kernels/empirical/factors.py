@@ -107,7 +107,8 @@ def _inputs(graph: Graph, uses: list[Use], value: Any) -> Array:
     parts = []
     for use in uses:
         equation = graph.equations[use.equation]
-        factor = input_factor(equation, use.operand, value(equation.invars[1 - use.operand]))
+        other = jnp.asarray(value(equation.invars[1 - use.operand]))  # numpy, if a constant of `f`
+        factor = input_factor(equation, use.operand, other)
         factor = factor * _product(use.scales, value)
         if use.bias is not None:
             one = jnp.ones((*factor.shape[:-1], 1), factor.dtype)

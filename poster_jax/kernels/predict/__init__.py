@@ -2,11 +2,12 @@
 
 A network whose kernel stays constant while it trains (infinitely wide, or linearised) learns by a
 linear differential equation on its outputs: df/dt = -K grad L(f). On the squared error it is solved
-in the eigenbasis of K; any other loss is integrated numerically. Kernels larger than memory are solved with as they lie on
-disk.
+in the eigenbasis of K; any other loss is integrated numerically. Kernels larger than memory are
+solved with as they lie on disk.
 """
 
 from poster_jax.kernels.predict.ensemble import gradient_descent_mse_ensemble
+from poster_jax.kernels.predict.evidence import leave_one_out, log_marginal_likelihood
 from poster_jax.kernels.predict.inference import Gaussian, gp_inference
 from poster_jax.kernels.predict.mse import gradient_descent_mse
 from poster_jax.kernels.predict.ode import ODEState, gradient_descent
@@ -29,6 +30,8 @@ __all__ = [
     "gradient_descent",
     "gradient_descent_mse",
     "gradient_descent_mse_ensemble",
+    "leave_one_out",
+    "log_marginal_likelihood",
     "max_learning_rate",
     "streamed_product",
 ]

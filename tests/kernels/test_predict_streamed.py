@@ -60,7 +60,7 @@ def test_factor_is_that_of_numpy_and_solves(tmp_path, stored, device_count, bloc
 
 
 def test_an_interrupted_factor_goes_on(tmp_path, stored):
-    class Stop(Exception):
+    class StopHereError(Exception):
         pass
 
     class Progress:
@@ -70,7 +70,7 @@ def test_an_interrupted_factor_goes_on(tmp_path, stored):
         def __enter__(self):
             def update(done):
                 if done == 3:
-                    raise Stop
+                    raise StopHereError
 
             return update
 
@@ -79,7 +79,7 @@ def test_an_interrupted_factor_goes_on(tmp_path, stored):
 
     path = tmp_path / "factor.npy"
     whole = predict.cholesky_to_disk(tmp_path / "whole.npy", stored, block_size=10)
-    with pytest.raises(Stop):
+    with pytest.raises(StopHereError):
         predict.cholesky_to_disk(path, stored, block_size=10, progress=Progress)
     assert not path.exists()
     resumed = predict.cholesky_to_disk(path, stored, block_size=10)

@@ -81,7 +81,7 @@ def cholesky_to_disk(
     return np.load(path, mmap_mode="r")
 
 
-def cholesky_solve_from_disk(factor: Any, b: Any, *, block_size: int = 2048) -> np.ndarray:
+def cholesky_solve_from_disk(factor: Any, b: Any, *, block_size: int = 1024) -> np.ndarray:
     """Solves `L L^T x = b` with a factor that is read twice, a block at a time.
 
     Args:
@@ -113,10 +113,10 @@ def cholesky_solve_from_disk(factor: Any, b: Any, *, block_size: int = 2048) -> 
         rest = x[block] - row[:, : block.start] @ x[: block.start]
         x[block] = _substitute(row[:, block.start :], rest, transposed=False)
     for block in reversed(blocks):
-        column = read_block(factor, slice(block.start, n), block)
-        size = block.stop - block.start
-        rest = x[block] - column[size:].T @ x[block.stop :]
-        x[block] = _substitute(column[:size], rest, transposed=True)
+        # Rows again, since a column read from a mapped file draws the pages around it: all of them.
+        row = read_block(factor, block, slice(0, block.stop))
+        x[block] = _substitute(row[:, block.start :], x[block], transposed=True)
+        x[: block.start] -= row[:, : block.start].T @ x[block]
     return x
 
 

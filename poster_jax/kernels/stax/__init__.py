@@ -13,6 +13,7 @@ from poster_jax.kernels.stax.graph import Aggregate, AggregateImplementation
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.linear_maps import DotGeneral, ImageResize, Index, Slice
 from poster_jax.kernels.stax.masking import MaskedArray, supports_masking, unmask_fn
+from poster_jax.kernels.stax.modern import GEGLU, GroupedConv, RMSNorm, Silu, SwiGLU
 from poster_jax.kernels.stax.normalization import Dropout, LayerNorm
 from poster_jax.kernels.stax.numerical import Elementwise, ElementwiseNumerical
 from poster_jax.kernels.stax.polynomial import Hermite, Monomial, Polynomial
@@ -24,8 +25,8 @@ from poster_jax.kernels.stax.pooling import (
     SumPool,
 )
 from poster_jax.kernels.stax.rectified import (
-    Abs,
     ABRelu,
+    Abs,
     LeakyRelu,
     RectifiedMonomial,
     Relu,
@@ -47,6 +48,7 @@ from poster_jax.kernels.stax.smooth import (
 from poster_jax.kernels.stax.windows import Padding
 
 __all__ = [
+    "GEGLU",
     "ABRelu",
     "Abs",
     "Aggregate",
@@ -78,6 +80,7 @@ __all__ = [
     "GlobalAvgPool",
     "GlobalSelfAttention",
     "GlobalSumPool",
+    "GroupedConv",
     "Hermite",
     "Identity",
     "ImageResize",
@@ -89,14 +92,17 @@ __all__ = [
     "Padding",
     "Polynomial",
     "PositionalEmbedding",
+    "RMSNorm",
     "Rbf",
     "RectifiedMonomial",
     "Relu",
     "Sigmoid_like",
     "Sign",
+    "Silu",
     "Sin",
     "Slice",
     "SumPool",
+    "SwiGLU",
     "layer",
     "parallel",
     "repeat",

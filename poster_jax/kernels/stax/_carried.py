@@ -1,8 +1,8 @@
 """A kernel on its way through the layers, with what float32 would lose.
 
 The NTK of a rectifier reads the angle between two outputs. For nearby inputs `k` and
-`r1 r2 = sqrt(v1 v2)` agree in almost all digits, and the angle of their difference is noise: 3e-4 in
-float32. So the difference travels beside `k` as a number of its own:
+`r1 r2 = sqrt(v1 v2)` agree in almost all digits, and the angle of their difference is noise: 3e-4
+in float32. So the difference travels beside `k` as a number of its own:
 
     gap = sqrt(v1 v2) - |k| >= 0,    exactly 0 for equal (or opposite) outputs.
 
@@ -37,9 +37,11 @@ class Carried(Kernel):
 
     Attributes:
       gap: `sqrt(v1 v2) - |nngp|`, shaped like `nngp`, or None when nobody knows it.
+      few_channels: whether the channels are still those of the inputs, not infinitely many.
     """
 
     gap: Any = None
+    few_channels: Any = False
 
     def replace(self, **changes: Any) -> "Carried":
         """A copy with some fields changed; a new covariance outdates the gap."""

@@ -108,14 +108,14 @@ def _gap(k: Kernel) -> Any:
 def _materialized(arrays: Any, witness: Any) -> Any:
     """`arrays`, written to memory, so that later layers read them.
 
-    XLA fuses cheap operations into every one of their users; along a chain of layers each layer would
-    compute all those before it again. A division it does not repeat: so divide by a 1 that it cannot
-    see through. (`optimization_barrier` is gone on the CPU by the time that fusion starts.)
+    XLA fuses cheap operations into every one of their users; along a chain of layers each layer
+    would compute all those before it again. A division it does not repeat: so divide by a 1 that it
+    cannot see through. (`optimization_barrier` is gone on the CPU by the time that fusion starts.)
     """
     if jax.default_backend() != "cpu":
         return jax.lax.optimization_barrier(arrays)
     some = jax.lax.stop_gradient(witness.reshape(-1)[0])
-    one = jnp.where(some == some, 1, 2).astype(witness.dtype)  # noqa: PLR0124
+    one = jnp.where(some == some, 1, 2).astype(witness.dtype)
     return jax.tree.map(lambda x: x / one, arrays)
 
 

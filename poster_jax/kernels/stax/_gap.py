@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from poster_jax.kernels import _pairs
 from poster_jax.kernels.stax._carried import diagonal_variances, safe_sqrt, variances
+from poster_jax.kernels.stax.windows import Window, mean_of_equal_shifts
 
 __all__ = ["gap_of_inputs", "same_entry", "through_mean", "through_shifts", "through_sum"]
 
@@ -58,42 +59,54 @@ def same_entry(x: Any, batch_ndim: int, diagonal_spatial: bool) -> Any:
     return same
 
 
-def through_shifts(k: Any, shifts: Any, *, reads_outside: bool) -> tuple[Any, Any]:
+def through_shifts(k: Any, windows: tuple[Window, ...], *, reads_outside: bool) -> tuple[Any, Any]:
     """nngp and gap after a mean over equal shifts of both positions.
 
     Args:
       k: a `Carried` kernel whose gap is known.
-      shifts: `(covariance, batch_ndim, diagonal_spatial) -> covariance`, linear, zero outside.
+      windows: of the filter, one an axis.
       reads_outside: whether a shift of a pair can leave the input with one position only.
     """
-    v1, v2 = (jax.lax.stop_gradient(v) for v in diagonal_variances(k))
+    return _through_shifts(
+        *diagonal_variances(k), k.nngp, k.gap, windows=windows, reads_outside=reads_outside,
+        diagonal_spatial=k.diagonal_spatial,
+    )  # fmt: skip
+
+
+# Compiled as one, since its many small operations would take long to compile one by one.
+@functools.partial(jax.jit, static_argnames=("diagonal_spatial", "reads_outside", "windows"))
+def _through_shifts(
+    v1: Any, v2: Any, nngp: Any, gap: Any, *, windows: Any, reads_outside: bool,
+    diagonal_spatial: bool,
+) -> tuple[Any, Any]:  # fmt: skip
+    def shifts(x, batch_ndim, diagonal_spatial):
+        return mean_of_equal_shifts(x, windows, batch_ndim, diagonal_spatial=diagonal_spatial)
+
+    v1, v2 = (jax.lax.stop_gradient(v) for v in (v1, v2))
     positions = tuple(range(1, v1.ndim))
     s1, s2 = (safe_sqrt(jnp.mean(v, positions, keepdims=True)) for v in (v1, v2))
     s1, s2 = (jnp.where(s > 0, s, 1) for s in (s1, s2))
-    end = 1 if k.diagonal_spatial else v1.ndim
+    end = 1 if diagonal_spatial else v1.ndim
 
     def pairs(x, y):
         return _pairs.rows(x, 0, end), _pairs.columns(y, 0, end)
 
     (scale1, scale2), squares = pairs(s1, s2), (v1 / s1**2, v2 / s2**2)
     scale = scale1 * scale2
-    before = _distance(
-        jax.lax.stop_gradient(k.nngp), k.gap, *pairs(*map(safe_sqrt, squares)), scale
-    )
-    after = shifts(before, 2, k.diagonal_spatial)
+    before = _distance(jax.lax.stop_gradient(nngp), gap, *pairs(*map(safe_sqrt, squares)), scale)
+    after = shifts(before, 2, diagonal_spatial)
     means = [shifts(square, 1, True) for square in squares]
-    if (
-        reads_outside and not k.diagonal_spatial
-    ):  # where one position is outside, all of the other counts
+    if reads_outside and not diagonal_spatial:
+        # Where one position is outside, all of the other counts.
         for side, x, mean in zip((0, 1), squares, means, strict=True):
             wide = jnp.broadcast_to(
-                pairs(x, x)[side], (*pairs(x, x)[side].shape[:2], *k.nngp.shape[2:])
+                pairs(x, x)[side], (*pairs(x, x)[side].shape[:2], *nngp.shape[2:])
             )
             after = after + (pairs(mean, mean)[side] - shifts(wide, 2, False)) / 2
     gap = _gap_of_distance(after, *pairs(*map(safe_sqrt, means)), scale)
     left, right = pairs(*means)
-    nngp = scale * ((left + right) / 2 - after)
-    return _with_value(lambda x: shifts(x, 2, k.diagonal_spatial), k.nngp, nngp), gap
+    value = scale * ((left + right) / 2 - after)
+    return _with_value(lambda x: shifts(x, 2, diagonal_spatial), nngp, value), gap
 
 
 def through_mean(k: Any) -> Any:

@@ -1,8 +1,8 @@
 """`GlobalSelfAttention`.
 
 With linear scaling (dot products divided by the width, Q = K) attention weights become constants:
-with C the covariance of one input's positions (plus positional embeddings) and G = mechanism(W_q W_k C),
-rows normalised by softmax,
+with C the covariance of one input's positions (plus positional embeddings) and
+G = mechanism(W_q W_k C), rows normalised by softmax,
 
     k <- (W_o W_v)^2 G1 k G2^T + b^2,      t <- (W_o W_v)^2 G1 t G2^T + b^2 + 2 (k_new - b^2).
 
@@ -180,10 +180,8 @@ def GlobalSelfAttention(  # noqa: N802
             emb = W_pos_emb_std * jnp.broadcast_to(emb, (x.shape[0], *emb.shape[1:]))
             if mask is not None:
                 emb = jnp.where(rows(jnp.all(mask, channel_axis, keepdims=True)), 0, emb)
-            if embedding is PositionalEmbedding.SUM:
-                x = x + emb
-            else:
-                x = jnp.concatenate([x, emb], -1)
+            added = embedding is PositionalEmbedding.SUM
+            x = x + emb if added else jnp.concatenate([x, emb], -1)
             seen = x if val_pos_emb else seen
 
         keys = jnp.einsum("npc,hck->hnpk", x, key_matrices)
@@ -227,10 +225,10 @@ def GlobalSelfAttention(  # noqa: N802
             new = _identity_attention(k, with_positions, qk_std * ov_std, b_std, val_pos_emb)
         else:
             raise NotImplementedError(
-                "attention_mechanism must be 'IDENTITY' with linear_scaling=False for a kernel: the "
-                f"integral of {mechanism.name} has no closed form."
+                "attention_mechanism must be 'IDENTITY' with linear_scaling=False for a kernel: "
+                f"the integral of {mechanism.name} has no closed form."
             )
-        return k.replace(**new, is_gaussian=True)
+        return k.replace(**new, is_gaussian=True, few_channels=False)
 
     def mask_fn(mask, input_shape):
         return jnp.all(mask, channel_axis, keepdims=True)

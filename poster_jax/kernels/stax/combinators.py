@@ -76,19 +76,30 @@ def parallel(*layers: Any) -> Any:
     _check_layers(layers)
     init_fns, apply_fns, kernel_fns = zip(*layers, strict=True)
 
+    def check_inputs(inputs):
+        if not isinstance(inputs, list | tuple) or len(inputs) != len(layers):
+            got = len(inputs) if isinstance(inputs, list | tuple) else type(inputs).__name__
+            raise ValueError(
+                f"parallel needs a list or tuple of {len(layers)} inputs, one for each of its "
+                f"layers, got {got}."
+            )
+
     def init_fn(rng, input_shape):
+        check_inputs(input_shape)
         rngs = jax.random.split(rng, len(init_fns))
         pairs = [f(r, shape) for f, r, shape in zip(init_fns, rngs, input_shape, strict=True)]
         shapes, params = zip(*pairs, strict=True)
         return type(input_shape)(shapes), params
 
     def apply_fn(params, inputs, *, rng=None, **kwargs):
+        check_inputs(inputs)
         rngs = _split(rng, len(apply_fns))
         branches = zip(apply_fns, params, inputs, rngs, strict=True)
         return type(inputs)(f(p, x, rng=r, **kwargs) for f, p, x, r in branches)
 
     @requires(**_joint_requirements(kernel_fns, operator.and_))
     def kernel_fn(ks, **kwargs):
+        check_inputs(ks)
         return type(ks)(f(k, **kwargs) for f, k in zip(kernel_fns, ks, strict=True))
 
     return init_fn, apply_fn, kernel_fn

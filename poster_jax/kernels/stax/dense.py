@@ -118,7 +118,14 @@ def Dense(  # noqa: N802
             ntk = nngp + W_std**2 * k.ntk
         gap = affine_gap(k, W_std, b_std)
         return k.replace(
-            nngp=nngp, ntk=ntk, cov1=cov1, cov2=cov2, gap=gap, is_gaussian=True, is_input=False
+            nngp=nngp,
+            ntk=ntk,
+            cov1=cov1,
+            cov2=cov2,
+            gap=gap,
+            is_gaussian=True,
+            is_input=False,
+            few_channels=False,
         )
 
     def mask_fn(mask, input_shape):

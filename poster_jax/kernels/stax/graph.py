@@ -44,16 +44,17 @@ def Aggregate(  # noqa: N802
 
     `apply_fn(params, x, pattern=p)` and `kernel_fn(x1, x2, pattern=(p1, p2))` take the graphs: for
     DENSE an array `(batch, X..., X...)` over the K aggregated axes, whose entry [n, i, j] is the
-    weight of the edge from i to j; for SPARSE integers `(batch, edges, K, 2)` (or `(batch, edges, 2)`
-    for one axis) of tails and heads, a negative head marking an edge that does not exist. None: the
-    identity.
+    weight of the edge from i to j; for SPARSE integers `(batch, edges, K, 2)` (or `(batch, edges,
+    2)` for one axis) of tails and heads, a negative head marking an edge that does not exist. None:
+    the identity.
 
     Args:
       aggregate_axis: the axes of the nodes; None: all but batch and channels.
       batch_axis: the examples' axis.
       channel_axis: the channels' axis.
       to_dense: makes a pattern dense, at every call.
-      implementation: "DENSE" or "SPARSE"; the second costs edges times nodes instead of nodes cubed.
+      implementation: "DENSE" or "SPARSE"; the second costs edges times nodes instead of nodes
+        cubed.
 
     Returns:
       `(init_fn, apply_fn, kernel_fn)`.
@@ -131,8 +132,8 @@ def Aggregate(  # noqa: N802
 def _by_matrix(pattern: Any, sizes: tuple[int, ...]) -> Any:
     if pattern.shape[1:] != sizes * 2:
         raise ValueError(
-            f"pattern must have the shape (batch, {', '.join(map(str, sizes * 2))}) for these inputs, "
-            f"got {pattern.shape}."
+            f"pattern must have the shape (batch, {', '.join(map(str, sizes * 2))}) for these "
+            f"inputs, got {pattern.shape}."
         )
     nodes = math.prod(sizes)
 
@@ -173,8 +174,8 @@ def _edges(pattern: Any, batch_size: int, num_axes: int) -> tuple[Any, Any]:
         tails, heads = tails[..., None], heads[..., None]
     if tails.ndim != 3 or tails.shape[2] != num_axes or tails.shape[0] != batch_size:
         raise ValueError(
-            f"pattern must have the shape ({batch_size}, edges, {num_axes}, 2) for these inputs, got "
-            f"{pattern.shape}."
+            f"pattern must have the shape ({batch_size}, edges, {num_axes}, 2) for these inputs, "
+            f"got {pattern.shape}."
         )
     return tails, heads
 

@@ -1,4 +1,4 @@
-"""From inputs to their covariances: `sum over channels of x x'` divided by the number of channels."""
+"""From inputs to their covariances: the mean over channels of x x'."""
 
 import warnings
 from typing import Any
@@ -36,12 +36,12 @@ def _kernel(
     eps: float = 1e-12,
     **unused: Any,
 ) -> Carried:
-    _check_arrays(x1, x2)
+    _check_arrays(x1, x2, batch_axis, channel_axis)
     diagonal_batch, diagonal_spatial = bool(diagonal_batch), bool(diagonal_spatial)
     if batch_axis % x1.ndim != 0:
         warnings.warn(
-            f"batch_axis={batch_axis}: kernels of inputs whose examples do not come first cannot be "
-            "computed in batches.",
+            f"batch_axis={batch_axis}: kernels of inputs whose examples do not come first cannot "
+            "be computed in batches.",
             stacklevel=2,
         )
     if channel_axis is None:  # a layer such as Flatten takes any shape: channels are all the rest
@@ -50,7 +50,8 @@ def _kernel(
         batch_axis, channel_axis, diagonal_spatial = 0, 1, False
     axes = (batch_axis % x1.ndim, channel_axis % x1.ndim)
 
-    (x1, mask1), (x2, mask2) = _masked(x1, mask_constant), _masked(x2, mask_constant)
+    x1, mask1 = _masked("x1", x1, mask_constant)
+    x2, mask2 = _masked("x2", x2, mask_constant)
     x1_rows = _rows(x1, *axes)
     x2_rows = x1_rows if x2 is None else _rows(x2, *axes)
     nngp = _cross(x1_rows, x2_rows, diagonal_spatial)
@@ -67,6 +68,7 @@ def _kernel(
         )
     return Carried(
         gap=gap,
+        few_channels=True,
         nngp=nngp,
         ntk=jnp.zeros((), nngp.dtype) if compute_ntk else None,
         cov1=own(x1_rows),
@@ -95,7 +97,7 @@ def same_inputs(x1: Any, x2: Any = None, eps: float = 1e-12) -> Any:
     return jnp.all(jnp.abs(x1 - x2) < eps)
 
 
-def _check_arrays(x1: Any, x2: Any) -> None:
+def _check_arrays(x1: Any, x2: Any, batch_axis: int, channel_axis: int | None) -> None:
     for name, x in (("x1", x1), ("x2", x2)):
         if name == "x2" and x is None:
             continue
@@ -105,14 +107,20 @@ def _check_arrays(x1: Any, x2: Any) -> None:
             raise ValueError(
                 f"{name} must have a batch axis and a channel axis at least, got {x.ndim} axes."
             )
+        needed = max(batch_axis, channel_axis or 0) + 1
+        if x.ndim < needed:
+            raise ValueError(
+                f"{name} must have {needed} axes at least for the first layer of this network, "
+                f"whose channel_axis is {channel_axis}, got the shape {x.shape}."
+            )
 
 
-def _masked(x: Any, mask_constant: Any) -> tuple[Any, Any]:
+def _masked(name: str, x: Any, mask_constant: Any) -> tuple[Any, Any]:
     if x is None:
         return None, None
     pair = mask_inputs(x, mask_constant)
     value = jnp.asarray(pair.masked_value).astype(jax.dtypes.canonicalize_dtype(jnp.float64))
-    check_finite("x", value)
+    check_finite(name, value)
     return value, pair.mask
 
 

@@ -46,7 +46,8 @@ def DotGeneral(  # noqa: N802
       ValueError: both constants are given.
 
     Example:
-      >>> difference = DotGeneral(rhs=jnp.array([1.0, -1.0]), dimension_numbers=(((1,), (0,)), ((), ())))
+      >>> numbers = (((1,), (0,)), ((), ()))
+      >>> difference = DotGeneral(rhs=jnp.array([1.0, -1.0]), dimension_numbers=numbers)
       >>> difference[1]((), jnp.ones((5, 2, 3))).shape
       (5, 3)
     """

@@ -49,9 +49,10 @@ def _is_array_leaf(x: Any) -> bool:
 
 
 def mask_inputs(x: Any, mask_constant: Any = None) -> MaskedArray:
-    """`x` with the entries equal to `mask_constant` (NaN too) set to zero, and where they were."""
-    if isinstance(x, MaskedArray):
-        return x
+    """`x` with zeros where it equals `mask_constant` (NaN too) or is masked, and where that is."""
+    if isinstance(x, MaskedArray):  # the layer before may have filled it, with a bias say
+        one = _is_array_leaf(x.masked_value)
+        return MaskedArray(_pairs.masked(x.masked_value, x.mask), x.mask) if one else x
     if not isinstance(x, jax.Array | np.ndarray | float | int):
         raise TypeError(f"x must be an array to be masked, got {type(x).__name__}.")
     if mask_constant is None:

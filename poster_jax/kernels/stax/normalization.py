@@ -15,7 +15,7 @@ from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import mean_and_variance, supports_masking
 from poster_jax.kernels.stax.requirements import requires
 
-__all__ = ["Dropout", "LayerNorm"]
+__all__ = ["Dropout", "LayerNorm", "divided", "mean_deviation"]
 
 
 @layer
@@ -28,8 +28,8 @@ def LayerNorm(  # noqa: N802
 ) -> Any:
     """Subtracts the mean over `axis` and divides by the standard deviation.
 
-    At infinite width the mean of a Gaussian layer is 0, and the variance over channels is v: k and t
-    are divided by sqrt((eps + m1)(eps + m2)), m the mean of v over the other axes in `axis`.
+    At infinite width the mean of a Gaussian layer is 0, and the variance over channels is v: k and
+    t are divided by sqrt((eps + m1)(eps + m2)), m the mean of v over the other axes in `axis`.
 
     Args:
       axis: axes to normalise over; the channel axis must be among them for a kernel.
@@ -66,32 +66,35 @@ def LayerNorm(  # noqa: N802
     def kernel_fn(k, **kwargs):
         if not k.is_gaussian:
             raise NotImplementedError(
-                "LayerNorm needs a Gaussian input (is_gaussian=True), whose mean over channels is 0: "
-                "put it behind a Dense, Conv or other layer with random weights."
+                "LayerNorm needs a Gaussian input (is_gaussian=True), whose mean over channels is "
+                "0: put it behind a Dense, Conv or other layer with random weights."
             )
-        axes = axes_of(len(k.shape1))
-        if k.channel_axis not in axes:
-            raise ValueError(
-                f"axis must hold the channel axis {k.channel_axis} for the kernel to exist, got {axis}."
-            )
-        others = [i for i in range(len(k.shape1)) if i not in (k.batch_axis, k.channel_axis)]
-        places = tuple(p for p, i in enumerate((k.batch_axis, *others)) if i in axes)
-        deviation1, deviation2 = (_mean_deviation(k, i, places, eps) for i in (1, 2))
-        return _divided(k, deviation1, deviation2)
+        return divided(k, *mean_deviation(k, axes_of(len(k.shape1)), eps, "LayerNorm"))
 
     return init_fn, apply_fn, kernel_fn
 
 
-def _mean_deviation(k: Kernel, side: int, places: tuple[int, ...], eps: Any) -> Any:
-    """sqrt(eps + mean of the variances over some axes of (batch, positions...))."""
+def mean_deviation(k: Kernel, axes: tuple[int, ...], eps: Any, name: str) -> tuple[Any, Any]:
+    """sqrt(eps + mean of the variances over `axes`) of both batches, (batch, positions...)."""
+    if k.channel_axis not in axes:
+        raise ValueError(
+            f"axis of {name} must hold the channel axis {k.channel_axis} for the kernel to exist, "
+            f"got {axes}."
+        )
+    others = [i for i in range(len(k.shape1)) if i not in (k.batch_axis, k.channel_axis)]
+    places = tuple(p for p, i in enumerate((k.batch_axis, *others)) if i in axes)
+
+    def one(v, mask):
+        mask = mask if mask is None else k.position_mask(mask)
+        return jnp.sqrt(eps + mean_and_variance(v, places, mask)[0])
+
     v1, v2 = diagonal_variances(k)
-    v, mask = (v1, k.mask1) if side == 1 else (v2, k.mask2 if k.cov2 is not None else k.mask1)
-    if mask is not None:
-        mask = k.position_mask(mask)
-    return jnp.sqrt(eps + mean_and_variance(v, places, mask)[0])
+    return one(v1, k.mask1), one(v2, k.mask1 if k.cov2 is None else k.mask2)
 
 
-def _divided(k: Kernel, deviation1: Any, deviation2: Any) -> Kernel:
+def divided(k: Kernel, deviation1: Any, deviation2: Any) -> Kernel:
+    """The kernel of the outputs divided by the deviations."""
+
     def by(x, left, right, start):
         end = max(start, 1 if k.diagonal_spatial else left.ndim)
         if x is None or x.ndim == 0:
@@ -122,8 +125,8 @@ def Dropout(rate: Any, mode: str = "train") -> Any:  # noqa: N802
       mode: "train", or "test": nothing.
 
     Returns:
-      `(init_fn, apply_fn, kernel_fn)`; in "train" mode `apply_fn(params, x, rng=key)`. A cross kernel
-      is changed only where both batches are the same (`x1_is_x2`).
+      `(init_fn, apply_fn, kernel_fn)`; in "train" mode `apply_fn(params, x, rng=key)`. A cross
+      kernel is changed only where both batches are the same (`x1_is_x2`).
 
     Raises:
       ValueError: a rate outside (0, 1], another mode; (`apply_fn`) no `rng`.

@@ -81,8 +81,8 @@ def Hermite(degree: int) -> Any:  # noqa: N802
       degree: at least 0.
 
     Returns:
-      `(init_fn, apply_fn, kernel_fn)`. The kernel is right only where the inputs have unit variance,
-      which is not checked.
+      `(init_fn, apply_fn, kernel_fn)`. The kernel is right only where the inputs have unit
+      variance, which is not checked.
 
     Raises:
       NotImplementedError: a negative degree.

@@ -1,7 +1,7 @@
 """Pooling, local and global, and `Flatten`.
 
-Pooling is linear in the positions: k and t are averaged (or summed) over both windows. Flatten makes
-positions channels, so that only equal positions meet: k and t are averaged over them.
+Pooling is linear in the positions: k and t are averaged (or summed) over both windows. Flatten
+makes positions channels, so that only equal positions meet: k and t are averaged over them.
 """
 
 import math
@@ -100,13 +100,14 @@ def _local_pool(
     window_shape = tuple(window_shape)
     strides = tuple(strides) if strides else (1,) * len(window_shape)
     padding = check_padding(padding)
+    name = "AvgPool" if average else "SumPool"
 
     def spatial_axes(ndim):
         return [i for i in range(ndim) if i not in (batch_axis % ndim, channel_axis % ndim)]
 
     def axis_windows(shape, padding=padding):
         sizes = [shape[i] for i in spatial_axes(len(shape))]
-        return windows(sizes, window_shape, strides, padding)
+        return windows(sizes, window_shape, strides, padding, f"window_shape of {name}")
 
     def init_fn(rng, input_shape):
         out = list(input_shape)
@@ -143,7 +144,7 @@ def _local_pool(
         return k.map_covariances(pooled)
 
     def mask_fn(mask, input_shape):
-        _check_mask(mask, channel_axis, "AvgPool" if average else "SumPool")
+        _check_mask(mask, channel_axis, name)
         same = Padding.SAME if padding is Padding.CIRCULAR else padding
         for axis, window in zip(
             spatial_axes(mask.ndim), axis_windows(input_shape, same), strict=True
@@ -313,6 +314,6 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Any:  # noqa: N802
 def _check_mask(mask: Any, channel_axis: int, name: str) -> None:
     if mask.shape[channel_axis] != 1:
         raise NotImplementedError(
-            f"{name} needs one mask for all channels (size 1 along axis {channel_axis}), got a mask "
-            f"of shape {mask.shape}."
+            f"{name} needs one mask for all channels (size 1 along axis {channel_axis}), got a "
+            f"mask of shape {mask.shape}."
         )

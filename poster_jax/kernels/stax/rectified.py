@@ -131,7 +131,9 @@ def Sign() -> Any:  # noqa: N802
     """sign(x): covariance 1 - 2 theta / pi, and an NTK of zero.
 
     Returns:
-      `(init_fn, apply_fn, kernel_fn)`. The variance is 1, or 0 where the input has none.
+      `(init_fn, apply_fn, kernel_fn)`. The variance is 1, or 0 where the input has none. (The
+      original also writes 1 between different positions of one input in `cov1`, `cov2`, which is
+      wrong and shows behind a pooling or attention; here these are 1 - 2 theta / pi as well.)
 
     Example:
       >>> from poster_jax.kernels import stax

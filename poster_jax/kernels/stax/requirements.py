@@ -165,13 +165,13 @@ def _check(kernel: Any, needs: Mapping[str, Any]) -> None:
     for name in ("diagonal_batch", "diagonal_spatial"):
         if getattr(kernel, name) is True and _needs_everything(needs.get(name)):
             raise ValueError(
-                f"the input kernel must hold all entries for this layer ({name}={needs[name]}), but "
-                f"has {name}=True: compute it again with {name}=False."
+                f"the input kernel must hold all entries for this layer ({name}={needs[name]}), "
+                f"but has {name}=True: compute it again with {name}=False."
             )
     for name in ("batch_axis", "channel_axis"):
         need = needs.get(name)
         if need is not None and getattr(kernel, name) != need % len(kernel.shape1):
             raise ValueError(
-                f"the input kernel must have {name}={need % len(kernel.shape1)} for this layer, but "
-                f"has {name}={getattr(kernel, name)}: the infinite limit is then not defined."
+                f"the input kernel must have {name}={need % len(kernel.shape1)} for this layer, "
+                f"but has {name}={getattr(kernel, name)}: the infinite limit is then not defined."
             )

@@ -1,7 +1,7 @@
 """Smooth nonlinearities: Erf, Gelu, sines, exponentials, Gaussians.
 
-Notation of the duals: k covariance, v1 and v2 variances, each `cross` returns the new covariance and
-its slope in k, which multiplies the NTK.
+Notation of the duals: k covariance, v1 and v2 variances, each `cross` returns the new covariance
+and its slope in k, which multiplies the NTK.
 
 Source: Williams 1996 (Erf); Tsuchida et al. 2020 (arXiv 2002.08517, Gelu); Gaussian integrals for
 the rest; Shankar et al. 2020 (arXiv 2003.02237, ExpNormalized).
@@ -99,11 +99,12 @@ def Gelu(approximate: bool = False) -> Any:  # noqa: N802
         excess = determinant(k, v1, v2)
         square = 1 + v1 + v2 + excess
         root = jnp.sqrt(square)
-        both = (1 + v1) * (1 + v2)
         angle = jnp.arctan2(k, root)
-        product = v1 * v2
-        value = k / 4 + (k * angle + (k**2 + product * square) / (both * root)) / (2 * math.pi)
-        inner = angle + k / root * (1 / square + (1 - product) / both + 1)
+        # Quotients first: products of three variances would leave float32.
+        shares = (v1 / (1 + v1)) * (v2 / (1 + v2))
+        outer = (k / (1 + v1)) * (k / (1 + v2)) / root + shares * root
+        value = k / 4 + (k * angle + outer) / (2 * math.pi)
+        inner = angle + k / root * (1 / square + 1 / ((1 + v1) * (1 + v2)) - shares + 1)
         return value, 0.25 + inner / (2 * math.pi)
 
     def variance(v):
@@ -136,13 +137,17 @@ def Sin(a: Any = 1.0, b: Any = 1.0, c: Any = 0.0) -> Any:  # noqa: N802
         return a * jnp.sin(b * x + c)
 
     def cross(k, v1, v2):
-        half = (v1 + v2) / 2
-        near = jnp.exp(-(b**2) * (half - k))
-        far = jnp.exp(-(b**2) * (half + k)) * jnp.cos(2 * c)
-        return a**2 / 2 * (near - far), a**2 * b**2 / 2 * (near + far)
+        half, shift = b**2 * (v1 + v2) / 2, 2 * b**2 * k
+        near, far = _decay(half - shift / 2), _decay(half + shift / 2)
+        # near - cos(2c) far, without their cancellation when k is small
+        nearer = jnp.where(k >= 0, near, far)
+        difference = jnp.where(k >= 0, -1, 1) * nearer * jnp.expm1(-jnp.abs(shift))
+        value = difference + 2 * jnp.sin(c) ** 2 * far
+        return a**2 / 2 * value, a**2 * b**2 / 2 * (near + jnp.cos(2 * c) * far)
 
     def variance(v):
-        return a**2 / 2 * (1 - jnp.exp(-2 * b**2 * v) * jnp.cos(2 * c))
+        far = -2 * b**2 * v
+        return a**2 / 2 * (2 * jnp.sin(c) ** 2 * jnp.exp(far) - jnp.expm1(far))
 
     return elementwise(fn, smooth(cross, variance), f"Sin({a}, {b}, {c})")
 
@@ -188,7 +193,7 @@ def Rbf(gamma: Any = 1.0) -> Any:  # noqa: N802
         return math.sqrt(2) * jnp.sin(jnp.sqrt(2 * gamma) * x + math.pi / 4)
 
     def cross(k, v1, v2):
-        value = jnp.exp(-gamma * (v1 + v2 - 2 * k))
+        value = _decay(gamma * (v1 + v2 - 2 * k))
         return value, 2 * gamma * value
 
     return elementwise(fn, smooth(cross, jnp.ones_like), f"Rbf({gamma})")
@@ -304,7 +309,8 @@ def ExpNormalized(gamma: Any = 1.0, shift: Any = -1.0, do_clip: bool = False) ->
       do_clip: whether to clip the cosine to [-1, 1].
 
     Returns:
-      `(init_fn, apply_fn, kernel_fn)`; `apply_fn` raises NotImplementedError.
+      `(init_fn, apply_fn, kernel_fn)`; `apply_fn` raises NotImplementedError. (The original then
+      hands out the input's shape as `shape1` of a whole network; here it is the output's.)
 
     Example:
       >>> from poster_jax.kernels import stax
@@ -321,3 +327,8 @@ def ExpNormalized(gamma: Any = 1.0, shift: Any = -1.0, do_clip: bool = False) ->
         return product * value, gamma * value
 
     return elementwise(None, smooth(cross, lambda v: cross(v, v, v)[0]), "ExpNormalized()")
+
+
+def _decay(distance: Any) -> Any:
+    """exp(-distance), 1 where rounding made the distance of large outputs clearly negative."""
+    return jnp.exp(-jnp.where(distance < -1e-3, 0, distance))

@@ -37,20 +37,27 @@ class Carried(Kernel):
 
     Attributes:
       gap: `sqrt(v1 v2) - |nngp|`, shaped like `nngp`, or None when nobody knows it.
+      own1: (n1, positions...), the variances in `cov1`, or None: where layers carry them apart, a
+        `cov1` of all pairs of positions that nothing reads is not computed.
+      own2: those in `cov2`.
       few_channels: whether the channels are still those of the inputs, not infinitely many.
     """
 
     gap: Any = None
+    own1: Any = None
+    own2: Any = None
     few_channels: Any = False
 
     def replace(self, **changes: Any) -> "Carried":
         """A copy with some fields changed; a new covariance outdates the gap."""
         if "gap" not in changes and {"nngp", "cov1", "cov2"} & set(changes):
             changes["gap"] = None
+        if "own1" not in changes and {"cov1", "cov2"} & set(changes):
+            changes |= {"own1": None, "own2": None}
         return dataclasses.replace(self, **changes)
 
 
-_ARRAYS = ("nngp", "ntk", "cov1", "cov2", "x1_is_x2", "mask1", "mask2", "gap")
+_ARRAYS = ("nngp", "ntk", "cov1", "cov2", "x1_is_x2", "mask1", "mask2", "gap", "own1", "own2")
 jax.tree_util.register_dataclass(
     Carried,
     data_fields=_ARRAYS,
@@ -93,6 +100,8 @@ def variances(kernel: Kernel, of: str = "nngp") -> tuple[Any, Any]:
 
 def diagonal_variances(kernel: Kernel) -> tuple[Any, Any]:
     """(n1, h, w, ...) and (n2, h, w, ...): each output with itself."""
+    if getattr(kernel, "own1", None) is not None:
+        return kernel.own1, kernel.own1 if kernel.own2 is None else kernel.own2
     v1 = _variance(kernel, kernel.cov1)
     return v1, v1 if kernel.cov2 is None else _variance(kernel, kernel.cov2)
 

@@ -16,7 +16,7 @@ from jax import lax
 from poster_jax.core.checks import check_choice, check_count
 from poster_jax.kernels import _pairs
 from poster_jax.kernels.stax._gap import through_shifts
-from poster_jax.kernels.stax.dense import affine_gap
+from poster_jax.kernels.stax.dense import affine, affine_gap
 from poster_jax.kernels.stax.requirements import Bool, Diagonal, requires
 from poster_jax.kernels.stax.windows import (
     Padding,
@@ -164,6 +164,8 @@ class Convolution:
             cov1=self._affine(k, mixed.cov1, k.cov_ndim),
             cov2=self._affine(k, mixed.cov2, k.cov_ndim),
             gap=affine_gap(mixed, self.W_std, self.b_std),
+            own1=affine(mixed.own1, self.W_std, self.b_std),
+            own2=affine(mixed.own2, self.W_std, self.b_std),
             is_gaussian=self.groups == 1 or not k.few_channels,
             is_input=False,
             few_channels=False,
@@ -184,7 +186,18 @@ class Convolution:
                 self._windows(k.shape1),
                 reads_outside=self.padding is Padding.SAME or self.transpose,
             )
-        return k.replace(nngp=nngp, cov1=cov1, cov2=cov2, gap=gap)
+        return k.replace(nngp=nngp, cov1=cov1, cov2=cov2, gap=gap, **self._own_variances(k))
+
+    def _own_variances(self, k):
+        """Those that `k` carries apart: equal shifts take equal positions to equal positions."""
+        if k.own1 is None or not self.shared:
+            return {}
+        kernel_windows = self._windows(k.shape1)
+        own1, own2 = (
+            None if v is None else mean_of_equal_shifts(v, kernel_windows, 1, diagonal_spatial=True)
+            for v in (k.own1, k.own2)
+        )
+        return {"own1": own1, "own2": own2}
 
     def _mean_of_shifts(self, k, x, batch_ndim):
         if x is None or x.ndim == 0:

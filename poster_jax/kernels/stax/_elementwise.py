@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from poster_jax.kernels.kernel import Kernel
-from poster_jax.kernels.stax._carried import safe_sqrt, scales, variances
+from poster_jax.kernels.stax._carried import (
+    Carried,
+    diagonal_variances,
+    safe_sqrt,
+    scales,
+    variances,
+)
 from poster_jax.kernels.stax._gap import same_entry
 from poster_jax.kernels.stax.requirements import Diagonal, requires
 
@@ -74,8 +80,12 @@ def elementwise(fn: Any, dual: Dual | None, name: str) -> tuple[Any, Any, Any]:
 def _through(dual: Dual, k: Kernel) -> Kernel:
     image = dual.cross(k.nngp, *variances(k), _gap(k))
     ntk = None if k.ntk is None else k.ntk * image.slope
-    nngp, ntk, gap = _materialized((image.value, ntk, image.gap), k.cov1)
+    witness = diagonal_variances(k)[0]
+    nngp, ntk, gap = _materialized((image.value, ntk, image.gap), witness)
     carried = {} if gap is None else {"gap": jax.lax.stop_gradient(gap)}
+    if isinstance(k, Carried) and not k.diagonal_spatial and k.cov1.ndim > k.cov_ndim:
+        carried["own1"], own2 = map(dual.variance, diagonal_variances(k))
+        carried["own2"] = None if k.cov2 is None else own2
 
     def own(name):
         cov = getattr(k, name)

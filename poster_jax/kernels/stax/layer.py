@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from poster_jax.core.checks import check_finite, is_traced
 from poster_jax.kernels._get import answer, requested
 from poster_jax.kernels.kernel import Kernel
+from poster_jax.kernels.stax._cache import in_tiles, tile_sizes
 from poster_jax.kernels.stax._carried import Carried, carry, map_kernels, public
 from poster_jax.kernels.stax.inputs import input_kernel
 from poster_jax.kernels.stax.requirements import (
@@ -27,7 +29,7 @@ __all__ = ["combinator", "layer"]
 
 
 def layer(layer_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a function that returns `(init_fn, apply_fn, kernel_fn)` a layer, for authors of layers.
+    """Makes a function that returns `(init_fn, apply_fn, kernel_fn)` a layer.
 
     Args:
       layer_fn: returns `init_fn(key, input_shape) -> (output_shape, params)`,
@@ -120,11 +122,41 @@ def _on_arrays(kernel_fn: Any) -> Any:
             kwargs["mask_constant"] = mask_constant
             asked = fuse(reqs, DEFAULTS, kwargs)
             compute_ntk = get is None or "ntk" in names
-            kernel = input_kernel(x1_or_kernel, x2, compute_ntk=compute_ntk, **asked)
+
+            def whole(x1, x2=None):
+                kernel = input_kernel(x1, x2, compute_ntk=compute_ntk, **asked)
+                return _hand_out(kernel_fn(kernel, **kwargs), get)
+
+            if names and set(names) <= {"nngp", "ntk"} and set(kwargs) == _OWN and pattern is None:
+                return _in_cache(whole, x1_or_kernel, x2, asked, programs, (get, repr(kwargs)))
+            return whole(x1_or_kernel, x2)
         return _hand_out(kernel_fn(kernel, **kwargs), get)
 
+    programs: dict[Any, Any] = {}
     set_requirements(any_kernel_fn, reqs)
     return any_kernel_fn
+
+
+_OWN = {"pattern", "diagonal_batch", "diagonal_spatial", "mask_constant"}
+
+
+def _in_cache(
+    whole: Any, x1: Any, x2: Any, asked: dict[str, Any], programs: dict[Any, Any], key: Any
+) -> Any:
+    """`whole(x1, x2)`, in tiles where that is faster; these are compiled once for a `key`."""
+    size = None
+    arrays = all(isinstance(x, jax.Array | np.ndarray) for x in (x1, x1 if x2 is None else x2))
+    if arrays and min(x1.ndim, (x1 if x2 is None else x2).ndim) > 1:
+        size = tile_sizes(x1, x2, asked)
+    if size is None:
+        return whole(x1, x2)
+    if is_traced((x1, x2)):
+        return in_tiles(whole, x1, x2, size)
+    check_finite("x1", x1)
+    check_finite("x2", x2)
+    if (key, size) not in programs:
+        programs[key, size] = jax.jit(lambda x1, x2: in_tiles(whole, x1, x2, size))
+    return programs[key, size](x1, x2)
 
 
 def _hand_out(kernels: Any, get: Any) -> Any:
@@ -137,11 +169,13 @@ def _fields(kernel: Kernel, get: Any) -> dict[str, Any]:
     fields = kernel.asdict()
     for name in requested(get, ()):
         if name not in fields:
-            raise UnknownField(f"get must name fields of Kernel ({sorted(fields)}), got {name!r}.")
+            raise UnknownFieldError(
+                f"get must name fields of Kernel ({sorted(fields)}), got {name!r}."
+            )
     return fields
 
 
-class UnknownField(KeyError, ValueError):
+class UnknownFieldError(KeyError, ValueError):
     """`get` names nothing; a KeyError for programs that expect one."""
 
     __str__ = ValueError.__str__

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from poster_jax.core.checks import check_choice
 
@@ -35,7 +36,7 @@ __all__ = [
 
 
 class Padding(enum.Enum):
-    """What a window reads outside of the input: CIRCULAR the other side, SAME zeros, VALID never."""
+    """What a window reads outside the input: CIRCULAR the other side, SAME zeros, VALID nothing."""
 
     CIRCULAR = "CIRCULAR"
     SAME = "SAME"
@@ -70,7 +71,7 @@ class Window:
 
     @property
     def pairs(self) -> np.ndarray:
-        """float (out^2, size^2): how many taps of a pair of outputs read a pair of inputs at once."""
+        """float (out^2, size^2): how many taps of two outputs read two inputs at once."""
         reads = (self.sources[..., None] == np.arange(self.size)).astype(float)
         return np.einsum("toi,tpj->opij", reads, reads).reshape(self.out**2, self.size**2)
 
@@ -98,8 +99,8 @@ def windows(
     _check_one_an_axis(sizes, taps, strides, name)
     if padding is Padding.VALID and any(t > n for t, n in zip(taps, sizes, strict=True)):
         raise ValueError(
-            f"{name} must fit into the input with padding='VALID', got {tuple(taps)} for spatial axes "
-            f"of {tuple(sizes)}."
+            f"{name} must fit into the input with padding='VALID', got {tuple(taps)} for spatial "
+            f"axes of {tuple(sizes)}."
         )
     return tuple(_window(*axis, padding) for axis in zip(sizes, taps, strides, strict=True))
 
@@ -107,8 +108,8 @@ def windows(
 def _check_one_an_axis(sizes: Any, taps: Any, strides: Any, name: str) -> None:
     if not len(sizes) == len(taps) == len(strides):
         raise ValueError(
-            f"{name} and strides must have one entry for each of the {len(sizes)} spatial axes of the "
-            f"input, got {tuple(taps)} and {tuple(strides)}."
+            f"{name} and strides must have one entry for each of the {len(sizes)} spatial axes of "
+            f"the input, got {tuple(taps)} and {tuple(strides)}."
         )
 
 
@@ -155,19 +156,41 @@ def mean_of_equal_shifts(
     if x is None or x.ndim == 0:
         return x
     scale = 1 / math.prod(w.taps for w in windows)
-    if diagonal_spatial:
-        return _apply([w.incidence for w in windows], x, batch_ndim) * scale
+    times = 1 if diagonal_spatial else 2
+    shifted = _prefers_shifts(x, batch_ndim)
     for i, window in enumerate(windows):
-        axis = batch_ndim + 2 * i
-        if window.size <= _LARGEST_MATRIX:
+        axis = batch_ndim + times * i
+        if shifted:
+            x = _examples_innermost(_shift_and_add(x, axis, window, times), batch_ndim)
+        elif diagonal_spatial:
+            x = _apply([window.incidence], x, axis)
+        elif window.size <= _LARGEST_MATRIX:
             x = _apply_to_pair(window.pairs, x, axis, window.out)
         else:
-            x = _shift_and_add(x, axis, window)
+            x = _shift_and_add(x, axis, window, times)
     return x * scale
 
 
 # Beyond this many positions a band matrix over pairs of positions is mostly zeros, and shifts win.
 _LARGEST_MATRIX = 12
+# With so many pairs of examples innermost in memory, shifts of positions move whole vectors.
+_VECTOR = 8
+
+
+def _prefers_shifts(x: Any, batch_ndim: int) -> bool:
+    """Whether a compiled program on the CPU has examples enough to lay them innermost."""
+    on_cpu = jax.default_backend() == "cpu" and isinstance(x, jax.core.Tracer)
+    return on_cpu and math.prod(x.shape[:batch_ndim]) >= _VECTOR
+
+
+def _examples_innermost(x: Any, batch_ndim: int) -> Any:
+    """`x` with the examples innermost in memory; what is computed from it follows.
+
+    Padding and slicing of short axes of positions breaks up loops if these are innermost: one
+    window sum then takes ten times a copy, so less than twice a copy.
+    """
+    order = (*range(batch_ndim, x.ndim), *range(batch_ndim))
+    return with_layout_constraint(x, Layout(major_to_minor=order))
 
 
 def _apply_to_pair(matrix: np.ndarray, x: Any, axis: int, out: int) -> Any:
@@ -196,24 +219,27 @@ def _matmul(matrix: np.ndarray, flat: Any) -> Any:
     return jnp.matmul(matrix, flat, precision=highest)
 
 
-def _shift_and_add(x: Any, axis: int, window: Window) -> Any:
-    """Every tap reads a slice along the diagonal of the pair of axes (axis, axis + 1)."""
+def _shift_and_add(x: Any, axis: int, window: Window, times: int) -> Any:
+    """Every tap reads a slice along `times` axes from `axis` on, with the same shift in each."""
+    axes = range(axis, axis + times)
     d = window.dilation
     if d > 1:  # zeros between inputs, and after the last one
         config = [(0, 0, 0)] * x.ndim
-        config[axis] = config[axis + 1] = (0, d - 1, d - 1)
+        for a in axes:
+            config[a] = (0, d - 1, d - 1)
         x = jax.lax.pad(x, jnp.zeros((), x.dtype), config)
     last = (window.out - 1) * window.stride + window.taps - 1 + window.offset
     before, after = max(-window.offset, 0), max(last + 1 - window.size * d, 0)
     pads = [(0, 0)] * x.ndim
-    pads[axis] = pads[axis + 1] = (before, after)
+    for a in axes:
+        pads[a] = (before, after)
     x = jnp.pad(x, pads, mode="wrap") if window.circular else jnp.pad(x, pads)
 
     def tap(i):
         start = i + window.offset + before
         stop = start + (window.out - 1) * window.stride + 1
         cut = slice(start, stop, window.stride)
-        return x[(slice(None),) * axis + (cut, cut)]
+        return x[(slice(None),) * axis + (cut,) * times]
 
     return sum(tap(i) for i in range(1, window.taps)) + tap(0) if window.taps > 1 else tap(0)
 

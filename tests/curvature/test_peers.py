@@ -73,8 +73,9 @@ def test_top_eigenvalues_equal_those_of_the_peers(name, key):
 @pytest.mark.parametrize("estimator", [trace, xtrace])
 def test_traces_are_within_three_standard_errors(name, estimator, key):
     estimate = estimator(_operator(name), key, num_probes=50)
-    # 50 of 119 dimensions leave XTrace an error near that of float32 sums
-    rounding = 1e-4 * FIGURES[f"{name}_trace"]
+    # Fifty vectors span the whole range of the empirical Fisher: what is left there is float32
+    # (3e-7 here, 8e-8 of the stored figure), which no spread over probes shows.
+    rounding = 1e-6 * FIGURES[f"{name}_trace"]
     assert abs(estimate.mean - FIGURES[f"{name}_trace"]) < 3 * estimate.stderr + rounding
     assert estimate.stderr < 0.2 * FIGURES[f"{name}_trace"]
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from poster_jax.curvature import (
     frobenius_norm,
@@ -85,9 +87,11 @@ def test_variances_are_those_of_the_theory(tools):
         np.testing.assert_allclose(estimate.stderr**2 * 8000, variance, rtol=5 * (2 / 8000) ** 0.5)
 
 
-@pytest.mark.parametrize(("num_probes", "block_size"), [(7, 1), (7, 3), (6, 3), (2, 25)])
-def test_block_size_changes_nothing(num_probes, block_size, key):
+@settings(max_examples=12, deadline=None)
+@given(num_probes=st.integers(2, 20), block_size=st.integers(1, 25))
+def test_block_size_changes_nothing(num_probes, block_size):
     op = matrix_operator(jnp.asarray(np.diag(np.arange(30.0)) + 1, jnp.float32))
+    key = jax.random.key(0)
     blocked = trace(op, key, num_probes=num_probes, block_size=block_size)
     plain = trace(op, key, num_probes=num_probes, block_size=num_probes)
     np.testing.assert_allclose(blocked.mean, plain.mean, rtol=1e-6)

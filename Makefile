@@ -73,8 +73,15 @@ format: $(VENV)/.dev ## put the style right
 docs: $(VENV)/.dev ## the documentation site, in site/
 	$(py) -m mkdocs build --strict --quiet
 
-oracles: .venv-peers/.done ## make the independent figures of tests/oracles again
-	for program in tests/oracles/make_*.py; do .venv-peers/bin/python $$program || exit 1; done
+.venv-oracles/.done: tests/oracles/requirements.txt
+	@test -x .venv-oracles/bin/python || $(PYTHON) -m venv .venv-oracles
+	@.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+oracles: .venv-peers/.done .venv-oracles/.done ## make the independent figures of tests/oracles again
+	for program in tests/oracles/make_*.py; do \
+		case $$program in *curvature.py) env=.venv-peers;; *) env=.venv-oracles;; esac; \
+		$$env/bin/python $$program || exit 1; done
 
 wheel: $(VENV)/.dev ## build the wheel and import it in a clean environment
 	rm -rf dist build/wheel-check
@@ -94,4 +101,4 @@ ci: ## what .ci/run does
 	bash .ci/run
 
 clean: ## remove what the targets made, the environments included
-	rm -rf $(VENV) .venv-peers out build dist site
+	rm -rf $(VENV) .venv-peers .venv-oracles out build dist site

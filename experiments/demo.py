@@ -27,6 +27,7 @@ class Settings:
     rescaling_probes: int = _program.setting(
         8, "products behind each measure of a rescaled network"
     )
+    kernel_digits: int = _program.setting(200, "digits that the kernels are computed on")
 
 
 PRESETS = {
@@ -41,6 +42,7 @@ PRESETS = {
         flatness_probes=16,
         rescalings=10,
         rescaling_probes=2,
+        kernel_digits=48,
     ),
 }
 

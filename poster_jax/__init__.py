@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from poster_jax import core as core
     from poster_jax import curvature as curvature
     from poster_jax import flatness as flatness
+    from poster_jax import kernels as kernels
 
-__all__ = ["core", "curvature", "flatness"]
+__all__ = ["core", "curvature", "flatness", "kernels"]
 
 try:
     __version__ = version("poster_jax")

@@ -6,10 +6,11 @@ a file of its own here, and name it in SECTIONS.
 
 from experiments.portrait.curvature import curvature_section
 from experiments.portrait.flatness import flatness_section
+from experiments.portrait.kernels import kernels_section
 from experiments.portrait.subject import Subject, train_subjects
 from experiments.portrait.training import training_section
 
-SECTIONS = (training_section, curvature_section, flatness_section)
+SECTIONS = (training_section, curvature_section, flatness_section, kernels_section)
 """The sections of the page, in order."""
 
 __all__ = ["SECTIONS", "Subject", "train_subjects"]

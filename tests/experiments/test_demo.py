@@ -24,7 +24,13 @@ def _demo(folder):
 
 def test_every_section_and_picture_is_on_the_page(workdir):
     page = (workdir / "index.html").read_text()
-    for words in ("Training", "Curvature of the loss", "Relative flatness", "test accuracy"):
+    for words in (
+        "Training",
+        "Curvature of the loss",
+        "Relative flatness",
+        "Kernels",
+        "test accuracy",
+    ):
         assert words in page
     pictures = {p.stem for p in (workdir / "figures").glob("*.png")}
     assert pictures == {
@@ -35,6 +41,8 @@ def test_every_section_and_picture_is_on_the_page(workdir):
         "flatness_layers_mlp",
         "flatness_layers_cnn",
         "flatness_rescaling",
+        "kernel_spectrum_mlp",
+        "kernel_spectrum_cnn",
     }
     assert page.count("data:image/png;base64,") == len(pictures)
 

@@ -6,6 +6,7 @@ readable on a phone, light and dark. The pictures are functions of arrays that r
 `Figure`; `picture` turns one into PNG with the words for those who cannot see it.
 """
 
+from poster_jax.core.report.bands import BandPanel, bands
 from poster_jax.core.report.figures import (
     Panel,
     curves,
@@ -20,11 +21,13 @@ from poster_jax.core.report.picture import STYLE, Picture, new_figure, picture
 
 __all__ = [
     "STYLE",
+    "BandPanel",
     "Number",
     "Page",
     "Panel",
     "Picture",
     "Section",
+    "bands",
     "curves",
     "heat_map",
     "interval_plot",

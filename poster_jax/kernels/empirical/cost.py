@@ -1,0 +1,57 @@
+"""What a program costs, counted on its jaxpr before anything is compiled."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+__all__ = ["count_flops"]
+
+_FREE = {"broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "convert_element_type"}
+# An entry written by anything but a product costs about as much as this many multiplications
+# inside one: it is bound by memory.
+_FLOPS_PER_ENTRY = 8
+
+
+def count_flops(fn: Callable[..., Any], *args: Any) -> float:
+    """Floating point operations of `fn(*args)`, entries that are merely written weighted in.
+
+    Products and convolutions count twice their multiplications, a loop its length, a conditional
+    its dearest branch, a loop of unknown length one round.
+    """
+    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _count(jaxpr: Any) -> float:
+    return sum(_cost(equation) for equation in jaxpr.eqns)
+
+
+def _cost(equation: Any) -> float:
+    name, params = equation.primitive.name, equation.params
+    entries = sum(v.aval.size for v in equation.outvars)
+    if name == "dot_general":
+        (contract, _), _ = params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return 2.0 * entries * math.prod(shape[d] for d in contract)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval
+        features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * entries * kernel.size / features
+    if name == "cond":
+        return max(_count(branch.jaxpr) for branch in params["branches"])
+    inner = [p for value in params.values() for p in _jaxprs(value)]
+    if inner:
+        return params.get("length", 1) * sum(map(_count, inner))
+    return 0.0 if name in _FREE else float(_FLOPS_PER_ENTRY * entries)
+
+
+def _jaxprs(value: Any) -> list[Any]:
+    if isinstance(value, ClosedJaxpr):
+        return [value.jaxpr]
+    if isinstance(value, Jaxpr):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [jaxpr for item in value for jaxpr in _jaxprs(item)]
+    return []

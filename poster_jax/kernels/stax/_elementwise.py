@@ -1,0 +1,144 @@
+"""How a pointwise nonlinearity moves a kernel: by its dual.
+
+For phi and (u, w) Gaussian with variances v1, v2 and covariance k, the layer maps
+k to E[phi(u) phi(w)] and the NTK t to t E[phi'(u) phi'(w)]. Since d/dk E[phi(u) phi(w)] =
+E[phi'(u) phi'(w)] (Price), the second is the slope of the first.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from poster_jax.kernels.kernel import Kernel
+from poster_jax.kernels.stax._carried import (
+    Carried,
+    diagonal_variances,
+    safe_sqrt,
+    scales,
+    variances,
+)
+from poster_jax.kernels.stax._gap import same_entry
+from poster_jax.kernels.stax.requirements import Diagonal, requires
+
+__all__ = ["Dual", "Image", "determinant", "elementwise", "smooth"]
+
+
+class Image(NamedTuple):
+    """What becomes of a covariance: its new value, the slope, the new gap (None: not known)."""
+
+    value: Any
+    slope: Any
+    gap: Any = None
+
+
+class Dual(NamedTuple):
+    """The dual of a nonlinearity.
+
+    Attributes:
+      cross: `(k, v1, v2, gap or None) -> Image`, elementwise on arrays that broadcast.
+      variance: `v -> E[phi(u)^2]`.
+    """
+
+    cross: Callable[..., Image]
+    variance: Callable[[Any], Any]
+
+
+def smooth(cross: Callable[[Any, Any, Any], tuple[Any, Any]], variance: Any) -> Dual:
+    """The dual of a smooth nonlinearity: no slope is steep, so the gap is not needed."""
+    return Dual(lambda k, v1, v2, gap: Image(*cross(k, v1, v2)), variance)
+
+
+def elementwise(fn: Any, dual: Dual | None, name: str) -> tuple[Any, Any, Any]:
+    """The three functions of a pointwise layer; `fn` or `dual` may be missing."""
+
+    def init_fn(rng, input_shape):
+        return input_shape, ()
+
+    def apply_fn(params, inputs, **kwargs):
+        if fn is None:
+            raise NotImplementedError(f"{name} has no finite-width function to apply.")
+        return fn(inputs)
+
+    @requires(diagonal_spatial=Diagonal())
+    def kernel_fn(k, **kwargs):
+        if dual is None:
+            raise NotImplementedError(
+                f"{name} was given no nngp_fn, so that its kernel is not known."
+            )
+        if not k.is_gaussian:
+            raise ValueError(
+                f"the input of {name} must be Gaussian (is_gaussian=True): put a Dense, Conv or "
+                "other layer with random weights before it."
+            )
+        return _through(dual, k)
+
+    return init_fn, apply_fn, kernel_fn
+
+
+def _through(dual: Dual, k: Kernel) -> Kernel:
+    image = dual.cross(k.nngp, *variances(k), _gap(k))
+    ntk = None if k.ntk is None else k.ntk * image.slope
+    witness = diagonal_variances(k)[0]
+    nngp, ntk, gap = _materialized((image.value, ntk, image.gap), witness)
+    carried = {} if gap is None else {"gap": jax.lax.stop_gradient(gap)}
+    if isinstance(k, Carried) and not k.diagonal_spatial and k.cov1.ndim > k.cov_ndim:
+        carried["own1"], own2 = map(dual.variance, diagonal_variances(k))
+        carried["own2"] = None if k.cov2 is None else own2
+
+    def own(name):
+        cov = getattr(k, name)
+        if cov is None or (k.diagonal_batch and k.diagonal_spatial) or cov.ndim == 1:
+            return None if cov is None else dual.variance(cov)
+        return dual.cross(cov, *variances(k, name), None).value
+
+    return k.replace(
+        nngp=nngp,
+        ntk=ntk,
+        cov1=own("cov1"),
+        cov2=own("cov2"),
+        is_gaussian=False,
+        **carried,
+    )
+
+
+def _gap(k: Kernel) -> Any:
+    """The gap; where no layer carried it, at least exactly 0 between equal outputs."""
+    if k.ntk is None or getattr(k, "gap", None) is not None:
+        return getattr(k, "gap", None)
+    same = same_entry(k.nngp, 2, k.diagonal_spatial)
+    if same is None or k.x1_is_x2 is False:
+        return None
+    r1, r2 = scales(k)
+    gap = jnp.maximum(r1 * r2 - jnp.abs(k.nngp), 0)
+    return jax.lax.stop_gradient(jnp.where(same & jnp.asarray(k.x1_is_x2), 0, gap))
+
+
+def _materialized(arrays: Any, witness: Any) -> Any:
+    """`arrays`, written to memory, so that later layers read them.
+
+    XLA fuses cheap operations into every one of their users; along a chain of layers each layer
+    would compute all those before it again. A division it does not repeat: so divide by a 1 that it
+    cannot see through. (`optimization_barrier` is gone on the CPU by the time that fusion starts.)
+    """
+    if jax.default_backend() != "cpu":
+        return jax.lax.optimization_barrier(arrays)
+    some = jax.lax.stop_gradient(witness.reshape(-1)[0])
+    one = jnp.where(some == some, 1, 2).astype(witness.dtype)
+    return jax.tree.map(lambda x: x / one, arrays)
+
+
+@jax.custom_jvp
+def determinant(k: Any, v1: Any, v2: Any) -> Any:
+    """v1 v2 - k^2 >= 0, as a product of two numbers that do not cancel unless it is small."""
+    product = safe_sqrt(v1) * safe_sqrt(v2)
+    return jnp.maximum((product - k) * (product + k), 0)
+
+
+@determinant.defjvp
+def _determinant_jvp(primals, tangents):
+    k, v1, v2 = primals
+    dk, dv1, dv2 = tangents
+    out = determinant(k, v1, v2)
+    return out, jnp.broadcast_to(v2 * dv1 + v1 * dv2 - 2 * k * dk, out.shape)

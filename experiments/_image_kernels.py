@@ -157,9 +157,9 @@ def _regress(run: Run, train: Any, test: Any, rows: Any, targets: Any) -> np.nda
     targets, options = targets[places], {"diag_reg": run.settings.diag_reg}
     with jax.enable_x64(True):
         if len(rows) <= run.settings.in_memory:
-            kernel = np.asarray(train[rows][:, rows], np.float64)
-            posterior = predict.gp_inference(kernel, targets, **options)
-            return np.asarray(posterior("nngp", np.asarray(test[:, rows], np.float64)))
+            kernel, cross = train[rows][:, rows], test[:, rows]
+            arrays = (np.asarray(a, np.float64) for a in (kernel, targets, cross))
+            return np.asarray(_posterior_mean(*arrays, **options))
         folder = run.workdir / "kernels" / "factor"
         folder.mkdir(parents=True, exist_ok=True)
         files = (folder / "kernel.npy", folder / "factor.npy")
@@ -174,6 +174,11 @@ def _regress(run: Run, train: Any, test: Any, rows: Any, targets: Any) -> np.nda
         for file in files:
             file.unlink()
         return np.concatenate(outputs)
+
+
+@jax.jit  # one program for each size, not one for each operation and size
+def _posterior_mean(kernel: Any, targets: Any, cross: Any, diag_reg: float) -> Any:
+    return predict.gp_inference(kernel, targets, diag_reg=diag_reg)("nngp", cross)
 
 
 def five_lines() -> dict[str, Any]:

@@ -13,8 +13,8 @@ import dataclasses
 
 from experiments import _image_kernels as image_kernels
 from experiments import _program, _wide_networks
-from experiments._tangents_claims import Results
 from experiments._tangents_report import findings
+from experiments._tangents_statistics import Results
 from poster_jax.core import checks
 
 
@@ -67,6 +67,7 @@ PRESETS = {
         linear_widths=(32, 128),
         num_linearised=20,
         num_resamples=200,
+        strides=(2, 1),
         pool_size=160,
         test_size=100,
         sizes=(16, 32, 64, 128),

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import _image_kernels as image_kernels
-from experiments import _program, _tangents_claims
+from experiments import _program, _tangents_statistics
 from experiments import _wide_networks as wide
 from experiments import neural_tangents as experiment
 from poster_jax import kernels
@@ -66,13 +67,24 @@ def test_descent_is_the_theory_on_a_linear_network():
     np.testing.assert_allclose(found["outputs"][-1], outputs[8:], atol=2e-4)
 
 
+def test_weights_are_drawn_as_by_the_library():
+    """The same structure, standard normal numbers (Kolmogorov, Smirnov), neighbours independent."""
+    init_fn, key = wide.network(150)[0], jax.random.key(0)
+    ours, theirs = wide.weights(init_fn, key, (8, 1)), init_fn(key, (8, 1))[1]
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)
+    for params in (ours, theirs):
+        flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+        assert stats.kstest(flat, "norm").pvalue > 1e-3
+        assert abs(np.mean(flat[1:] * flat[:-1])) < 4 / np.sqrt(flat.size)
+
+
 def test_ensembles_drawn_from_the_theory_have_its_moments():
     """200 x 8 outputs: means within 5 standard errors, variances within 5 of theirs."""
     data = wide.line()
     known = wide.theory(data, 128)
     drawn = wide.ensembles_of_theory(data, 128, 50, 32, 0)
     drawn = drawn.reshape(-1, *drawn.shape[2:])
-    at = _tangents_claims.AT_TIMES
+    at = _tangents_statistics.AT_TIMES
     variance = known.variance[at][..., None]
     z = (drawn.mean(0) - known.mean[at]) / np.sqrt(variance / len(drawn))
     assert np.abs(z).max() < 5
@@ -83,16 +95,16 @@ def test_coverage_is_95_percent_of_the_truth_and_less_of_anything_else():
     rng = np.random.default_rng(0)
     outputs = rng.normal(1.0, 2.0, size=(300, 5, 40, 8))
     mean, variance = np.ones((5, 40, 8)), np.full((5, 40), 4.0)
-    found = _tangents_claims.coverage(outputs, mean, variance).mean((1, 2, 3))
+    found = _tangents_statistics.coverage(outputs, mean, variance).mean((1, 2, 3))
     assert np.all(np.abs(found - 0.95) < 0.03)  # 1,600 intervals each: two standard errors are 1 %
-    wrong = _tangents_claims.coverage(outputs, mean + 0.5, 2 * variance).mean((1, 2, 3))
+    wrong = _tangents_statistics.coverage(outputs, mean + 0.5, 2 * variance).mean((1, 2, 3))
     assert np.all(wrong < 0.2)
 
 
 def test_the_slope_of_a_power_law_is_its_exponent(tmp_path):
     widths, rng = (16, 64, 256), np.random.default_rng(0)
     draws = (3 / np.array(widths)) * rng.chisquare(4, size=(200, 3)) / 4
-    found = _tangents_claims.slope_interval(_run(tmp_path), widths, draws, np.sqrt)
+    found = _tangents_statistics.slope_interval(_run(tmp_path), widths, draws, np.sqrt)
     assert found.low < -0.5 < found.high
     assert found.high - found.low < 0.1
 

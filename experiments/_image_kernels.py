@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -161,7 +162,8 @@ def _regress(run: Run, train: Any, test: Any, rows: Any, targets: Any) -> np.nda
             arrays = (np.asarray(a, np.float64) for a in (kernel, targets, cross))
             return np.asarray(_posterior_mean(*arrays, **options))
         folder = run.workdir / "kernels" / "factor"
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # a killed run's, of another set perhaps
+        folder.mkdir(parents=True)
         files = (folder / "kernel.npy", folder / "factor.npy")
         kernel = np.lib.format.open_memmap(files[0], "w+", np.float64, (len(rows), len(rows)))
         for block in _blocks(len(rows)):
@@ -171,8 +173,7 @@ def _regress(run: Run, train: Any, test: Any, rows: Any, targets: Any) -> np.nda
         )
         weights = predict.cholesky_solve_from_disk(factor, targets)
         outputs = [np.asarray(test[b][:, rows], np.float64) @ weights for b in _blocks(len(test))]
-        for file in files:
-            file.unlink()
+        shutil.rmtree(folder)
         return np.concatenate(outputs)
 
 

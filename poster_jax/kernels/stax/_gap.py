@@ -30,18 +30,25 @@ _DIRECT_CHANNELS = 8
 
 
 def _deficit(k: Any, product: Any, gap: Any) -> Any:
-    """r1 r2 - k, from product = r1 r2."""
-    return jnp.where(k >= 0, gap, 2 * product - gap)
+    """r1 r2 - k, from product = r1 r2; `k` None: it is not negative."""
+    return gap if k is None else jnp.where(k >= 0, gap, 2 * product - gap)
 
 
 def _distance(k: Any, gap: Any, rho1: Any, rho2: Any, scale: Any) -> Any:
     """Half the squared distance of the scaled outputs; scale = s1 s2 > 0."""
-    return _deficit(k / scale, rho1 * rho2, gap / scale) + (rho1 - rho2) ** 2 / 2
+    return (
+        _deficit(None if k is None else k / scale, rho1 * rho2, gap / scale)
+        + (rho1 - rho2) ** 2 / 2
+    )
 
 
-def _gap_of_distance(distance: Any, rho1: Any, rho2: Any, scale: Any) -> Any:
+def _gap_of_distance(
+    distance: Any, rho1: Any, rho2: Any, scale: Any, *, nonnegative: bool = False
+) -> Any:
     """The gap again."""
     lacking = jnp.maximum(distance - (rho1 - rho2) ** 2 / 2, 0)
+    if nonnegative:
+        return scale * lacking
     return scale * jnp.minimum(lacking, jnp.maximum(2 * rho1 * rho2 - lacking, 0))
 
 
@@ -69,15 +76,17 @@ def through_shifts(k: Any, windows: tuple[Window, ...], *, reads_outside: bool) 
     """
     return _through_shifts(
         *diagonal_variances(k), k.nngp, k.gap, windows=windows, reads_outside=reads_outside,
-        diagonal_spatial=k.diagonal_spatial,
+        diagonal_spatial=k.diagonal_spatial, nonnegative=k.nonnegative,
     )  # fmt: skip
 
 
 # Compiled as one, since its many small operations would take long to compile one by one.
-@functools.partial(jax.jit, static_argnames=("diagonal_spatial", "reads_outside", "windows"))
+@functools.partial(
+    jax.jit, static_argnames=("diagonal_spatial", "nonnegative", "reads_outside", "windows")
+)
 def _through_shifts(
     v1: Any, v2: Any, nngp: Any, gap: Any, *, windows: Any, reads_outside: bool,
-    diagonal_spatial: bool,
+    diagonal_spatial: bool, nonnegative: bool,
 ) -> tuple[Any, Any]:  # fmt: skip
     def shifts(x, batch_ndim, diagonal_spatial):
         return mean_of_equal_shifts(x, windows, batch_ndim, diagonal_spatial=diagonal_spatial)
@@ -93,14 +102,16 @@ def _through_shifts(
 
     (scale1, scale2), squares = pairs(s1, s2), (v1 / s1**2, v2 / s2**2)
     scale = scale1 * scale2
-    before = _distance(jax.lax.stop_gradient(nngp), gap, *pairs(*map(safe_sqrt, squares)), scale)
+    signed = None if nonnegative else jax.lax.stop_gradient(nngp)
+    before = _distance(signed, gap, *pairs(*map(safe_sqrt, squares)), scale)
     after = shifts(before, 2, diagonal_spatial)
     means = [shifts(square, 1, True) for square in squares]
     if reads_outside and not diagonal_spatial:
         for side, square in zip((0, 1), squares, strict=True):
             alone = mean_of_shifts_alone(square, windows, 1)
             after = after + (alone[:, None] if side == 0 else _exchanged(alone)[None]) / 2
-    gap = _gap_of_distance(after, *pairs(*map(safe_sqrt, means)), scale)
+    deviations = pairs(*map(safe_sqrt, means))
+    gap = _gap_of_distance(after, *deviations, scale, nonnegative=nonnegative)
     left, right = pairs(*means)
     value = scale * ((left + right) / 2 - after)
     return _with_value(lambda x: shifts(x, 2, diagonal_spatial), nngp, value), gap
@@ -171,11 +182,15 @@ def gap_of_inputs(x1: Any, x2: Any, k: Any, *, diagonal_spatial: bool, same_batc
       pairs, without a matrix product).
     """
     r1, r2 = (safe_sqrt(jnp.mean(x**2, -1)) for x in (x1, x2))
-    u1, u2 = (x / jnp.where(r > 0, r, 1)[..., None] for x, r in ((x1, r1), (x2, r2)))
+
+    def unit(x, r):  # called where it is needed, which is seldom
+        return x / jnp.where(r > 0, r, 1)[..., None]
+
     end = 1 if diagonal_spatial else r1.ndim
     product = _pairs.rows(r1, 0, end) * _pairs.columns(r2, 0, end)
 
     def all_pairs(_):
+        u1, u2 = unit(x1, r1), unit(x2, r2)
         num_channels = u1.shape[-1]
         if num_channels <= _DIRECT_CHANNELS:
             return product * _half_mean_square(
@@ -193,7 +208,7 @@ def gap_of_inputs(x1: Any, x2: Any, k: Any, *, diagonal_spatial: bool, same_batc
         sums, _ = jax.lax.scan(add, (jnp.zeros_like(k), jnp.zeros_like(k)), channels)
         return product * jnp.minimum(*sums) / (2 * num_channels)
 
-    if u1.shape[-1] <= _DIRECT_CHANNELS:
+    if x1.shape[-1] <= _DIRECT_CHANNELS:
         return all_pairs(None)
 
     near = jnp.maximum(product - jnp.abs(k), 0)
@@ -209,8 +224,9 @@ def gap_of_inputs(x1: Any, x2: Any, k: Any, *, diagonal_spatial: bool, same_batc
         lefts, rights = (
             (positions, positions) if diagonal_spatial else (positions[::2], positions[1::2])
         )
-        a, b = u1[(batch[0], *lefts)], u2[(batch[1], *rights)]
-        scale = r1[(batch[0], *lefts)] * r2[(batch[1], *rights)]
+        left, right = (batch[0], *lefts), (batch[1], *rights)
+        a, b = unit(x1[left], r1[left]), unit(x2[right], r2[right])
+        scale = r1[left] * r2[right]
         squares = jnp.minimum(jnp.mean((a - b) ** 2, -1), jnp.mean((a + b) ** 2, -1))
         return near.at[pairs].set(scale * squares / 2, mode="drop")
 

@@ -167,7 +167,7 @@ def mean_of_equal_shifts(
     for i, window in enumerate(windows):
         axis = batch_ndim + times * i
         if shifted:
-            x = _examples_innermost(_shift_and_add(x, axis, window, times), batch_ndim)
+            x = examples_innermost(_shift_and_add(x, axis, window, times), batch_ndim)
         elif diagonal_spatial:
             x = _apply([window.incidence], x, axis)
         elif window.size <= _LARGEST_MATRIX:
@@ -219,12 +219,16 @@ def _prefers_shifts(x: Any, batch_ndim: int) -> bool:
     return on_cpu and math.prod(x.shape[:batch_ndim]) >= _VECTOR
 
 
-def _examples_innermost(x: Any, batch_ndim: int) -> Any:
-    """`x` with the examples innermost in memory; what is computed from it follows.
+def examples_innermost(x: Any, batch_ndim: int) -> Any:
+    """`x` with the examples innermost in memory, where that is faster.
 
     Padding and slicing of short axes of positions breaks up loops if these are innermost: one
-    window sum then takes ten times a copy, so less than twice a copy.
+    window sum then takes ten times a copy, so less than twice a copy. What is computed from `x`
+    follows if its own last result is constrained too: a chain of layers in two layouts would write
+    every number of its polynomials as an array.
     """
+    if not _prefers_shifts(x, batch_ndim):
+        return x
     order = (*range(batch_ndim, x.ndim), *range(batch_ndim))
     return with_layout_constraint(x, Layout(major_to_minor=order))
 

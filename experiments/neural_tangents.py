@@ -60,7 +60,7 @@ class Settings:
 PRESETS = {
     "smoke": Settings(
         ensemble_widths=(16, 128),
-        num_networks=50,
+        num_networks=30,
         num_steps=128,
         kernel_widths=(32, 128),
         num_draws=1000,
@@ -68,9 +68,9 @@ PRESETS = {
         num_linearised=20,
         num_resamples=200,
         strides=(2, 1),
-        pool_size=160,
-        test_size=100,
-        sizes=(16, 32, 64, 128),
+        pool_size=80,
+        test_size=60,
+        sizes=(16, 32, 64),
         num_draws_of_x=3,
     ),
     "laptop": Settings(),

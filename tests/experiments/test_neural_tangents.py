@@ -114,7 +114,7 @@ def test_images_have_mean_square_one_and_targets_are_centred(tmp_path):
     np.testing.assert_allclose(np.mean(task.x**2, axis=(1, 2, 3)), 1, rtol=1e-5)
     np.testing.assert_allclose(task.targets.sum(1), 0, atol=1e-12)
     assert sorted(np.unique(task.targets).round(6)) == [-0.1, 0.9]
-    assert (len(task.y), len(task.test_y)) == (160, 100)
+    assert (len(task.y), len(task.test_y)) == (80, 60)
 
 
 @pytest.mark.parametrize("in_memory", [100, 4], ids=["memory", "disk"])
@@ -141,7 +141,7 @@ def test_five_lines_are_five_stand_in_the_readme_and_agree_with_numpy():
 
 def test_a_pool_that_is_too_small_is_refused(tmp_path):
     with pytest.raises(_program.RefusedError, match="pool_size"):
-        image_kernels.images(_run(tmp_path, pool_size=100))
+        image_kernels.images(_run(tmp_path, pool_size=50))
 
 
 def test_settings_that_do_not_fit_are_refused():

@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -240,21 +241,30 @@ def compare_devices(task_x: Any, settings: Any) -> dict[str, Any]:
     return found
 
 
-def on_devices(run: Run, task: Images) -> dict[str, Any]:
-    """`compare_devices` here where there are several, else in a process of eight CPU devices."""
+def on_devices(run: Run, task: Images) -> Callable[[], dict[str, Any]]:
+    """A function that answers `compare_devices`: here where there are several.
+
+    Where there is one, a process of eight CPU devices starts at once and works beside this one.
+    """
     if jax.local_device_count() > 1:
-        return compare_devices(task.x, run.settings)
+        return partial(compare_devices, task.x, run.settings)
     inputs = run.workdir / "devices.npz"
     np.savez(inputs, x=task.x[:64])
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "experiments._image_kernels", str(inputs), run.preset]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     home = Path(__file__).parents[1]
-    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
-    inputs.unlink()
-    if done.returncode:
-        raise RefusedError(f"the process of eight devices failed: {done.stderr[-500:]}")
-    return json.loads(done.stdout)
+    process = subprocess.Popen(command, env=environment, cwd=home, **options)
+
+    def finish() -> dict[str, Any]:
+        answer, words = process.communicate()
+        inputs.unlink()
+        if process.returncode:
+            raise RefusedError(f"the process of eight devices failed: {words[-500:]}")
+        return json.loads(answer)
+
+    return finish
 
 
 def _layer(stride: int) -> Any:

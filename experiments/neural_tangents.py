@@ -98,6 +98,7 @@ PRESETS = {
 def experiment(run: _program.Run) -> _program.Findings:
     """Finite networks beside their limit, then kernels of images; words are in the report."""
     task = image_kernels.images(run)  # first: a set that is not there is told at once
+    finish_devices = image_kernels.on_devices(run, task)
     found = _wide_networks.measure(run)
     line, steps = _wide_networks.line(), run.settings.num_steps
     networks = run.settings.num_networks
@@ -107,7 +108,7 @@ def experiment(run: _program.Run) -> _program.Findings:
         of_theory=_wide_networks.ensembles_of_theory(line, steps, networks, 100, run.seed),
         curves=image_kernels.learning_curves(run, task, image_kernels.compute_kernels(run, task)),
         five_lines=image_kernels.five_lines(),
-        devices=image_kernels.on_devices(run, task),
+        devices=finish_devices(),
     )
     return findings(run, results)
 

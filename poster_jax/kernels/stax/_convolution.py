@@ -182,11 +182,7 @@ class Convolution:
         if k.gap is None or not (self.shared or k.diagonal_spatial):
             nngp, gap = self._mean_of_shifts(k, k.nngp, 2), None
         else:
-            nngp, gap = through_shifts(
-                k,
-                self._windows(k.shape1),
-                reads_outside=self.padding is Padding.SAME or self.transpose,
-            )
+            nngp, gap = through_shifts(k, self._windows(k.shape1))
         return k.replace(
             nngp=nngp, cov1=cov1, cov2=cov2, gap=gap, nonnegative=k.nonnegative,
             **self._own_variances(k),

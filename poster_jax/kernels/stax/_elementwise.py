@@ -53,8 +53,21 @@ class Dual(NamedTuple):
 
 
 def smooth(cross: Callable[[Any, Any, Any], tuple[Any, Any]], variance: Any) -> Dual:
-    """The dual of a smooth nonlinearity: no slope is steep, so the gap is not needed."""
-    return Dual(lambda k, v1, v2, gap: Image(*cross(k, v1, v2)), variance)
+    """The dual of a smooth nonlinearity: no slope is steep, so it does not need the gap itself.
+
+    Equal outputs stay equal for a rectifier that follows; other gaps are formed anew.
+    """
+
+    def image(k, v1, v2, gap):
+        value, slope = cross(k, v1, v2)
+        if gap is None:
+            return Image(value, slope)
+        eps = 4 * jnp.finfo(k.dtype).eps
+        equal = (gap <= eps**2 * k) & (jnp.abs(v1 - v2) <= eps * v1)  # never where k < 0
+        apart = safe_sqrt(variance(v1)) * safe_sqrt(variance(v2)) - jnp.abs(value)
+        return Image(value, slope, jnp.where(equal, 0, jnp.maximum(apart, 0)))
+
+    return Dual(image, variance)
 
 
 def elementwise(fn: Any, dual: Dual | None, name: str) -> tuple[Any, Any, Any]:

@@ -17,6 +17,7 @@ from poster_jax.kernels.kernel import Kernel
 from poster_jax.kernels.stax._cache import in_tiles, tile_sizes
 from poster_jax.kernels.stax._carried import Carried, carry, map_kernels, public
 from poster_jax.kernels.stax.inputs import input_kernel
+from poster_jax.kernels.stax.masking import mask_inputs
 from poster_jax.kernels.stax.requirements import (
     DEFAULTS,
     fuse,
@@ -127,8 +128,10 @@ def _on_arrays(kernel_fn: Any) -> Any:
                 kernel = input_kernel(x1, x2, compute_ntk=compute_ntk, **asked)
                 return _hand_out(kernel_fn(kernel, **kwargs), get)
 
-            if names and set(names) <= {"nngp", "ntk"} and set(kwargs) == _OWN and pattern is None:
-                return _in_cache(whole, x1_or_kernel, x2, asked, programs, (get, repr(kwargs)))
+            plain = set(kwargs) == _OWN and pattern is None and np.ndim(mask_constant) == 0
+            if names and set(names) <= {"nngp", "ntk"} and plain:
+                key = repr((get, kwargs))
+                return _compiled(whole, x1_or_kernel, x2, asked, programs, key, mask_constant)
             return whole(x1_or_kernel, x2)
         return _hand_out(kernel_fn(kernel, **kwargs), get)
 
@@ -140,23 +143,27 @@ def _on_arrays(kernel_fn: Any) -> Any:
 _OWN = {"pattern", "diagonal_batch", "diagonal_spatial", "mask_constant"}
 
 
-def _in_cache(
-    whole: Any, x1: Any, x2: Any, asked: dict[str, Any], programs: dict[Any, Any], key: Any
-) -> Any:
-    """`whole(x1, x2)`, in tiles where that is faster; these are compiled once for a `key`."""
-    size = None
-    arrays = all(isinstance(x, jax.Array | np.ndarray) for x in (x1, x1 if x2 is None else x2))
-    if arrays and min(x1.ndim, (x1 if x2 is None else x2).ndim) > 1:
-        size = tile_sizes(x1, x2, asked)
-    if size is None:
+def _compiled(
+    whole: Any, x1: Any, x2: Any, asked: dict[str, Any], programs: dict[Any, Any], key: Any,
+    mask_constant: Any,
+) -> Any:  # fmt: skip
+    """`whole(x1, x2)` as one program, in tiles where that is faster; made once for a `key`."""
+    both = (x1, x1 if x2 is None else x2)
+    if not all(isinstance(x, jax.Array | np.ndarray) and x.ndim > 1 for x in both):
         return whole(x1, x2)
+    size = tile_sizes(x1, x2, asked)
+    fn = whole if size is None else lambda x1, x2: in_tiles(whole, x1, x2, size)
     if is_traced((x1, x2)):
-        return in_tiles(whole, x1, x2, size)
-    check_finite("x1", x1)
-    check_finite("x2", x2)
+        return fn(x1, x2)
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None:
+            check_finite(name, mask_inputs(x, mask_constant).masked_value)
     if (key, size) not in programs:
-        programs[key, size] = jax.jit(lambda x1, x2: in_tiles(whole, x1, x2, size))
-    return programs[key, size](x1, x2)
+        programs[key, size] = jax.jit(fn)
+    try:
+        return programs[key, size](x1, x2)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        return whole(x1, x2)  # a layer of the user's reads numbers
 
 
 def _hand_out(kernels: Any, get: Any) -> Any:

@@ -56,9 +56,9 @@ posters: $(VENV)/.runtime ## every poster at a preset (preset=laptop), and the t
 	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/peers.txt
 	@touch $@
 
-bench: $(VENV)/.dev .venv-peers/.done ## each method against its peers, ratios of medians, in out/benchmarks
+bench: $(VENV)/.dev .venv-peers/.done .venv-oracles/.done ## each method against its peers, ratios of medians, in out/benchmarks
 	@mkdir -p $(results)
-	for b in convolution populations curvature; do \
+	for b in convolution populations curvature kernels; do \
 		$(py) -m benchmarks.$$b --json=$(results)/$$b.json || exit 1; done
 
 lint: $(VENV)/.dev ## style and types

@@ -1,0 +1,14 @@
+"""Is the noise of stochastic gradients Gaussian?
+
+At one `theta` many mini-batches give many noise vectors u_m. A random vector is Gaussian exactly
+when all its projections are, so each of R directions w_r gives M numbers s_rm = <w_r, u_m>, and
+each row a test of normality. The rows share the u_m and so are no independent witnesses:
+`gaussianity` measures the rejected fraction against Gaussian surrogates of the same covariance.
+
+Poster: "Non-Gaussianity of Stochastic Gradient Noise", Panigrahi, Somani, Goyal, Netrapalli,
+NeurIPS 2019 workshop SEDL, arXiv 1910.09626.
+"""
+
+from poster_jax.gradient_noise.normality import NormalityTest
+
+__all__ = ["NormalityTest"]

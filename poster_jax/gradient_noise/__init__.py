@@ -9,6 +9,35 @@ Poster: "Non-Gaussianity of Stochastic Gradient Noise", Panigrahi, Somani, Goyal
 NeurIPS 2019 workshop SEDL, arXiv 1910.09626.
 """
 
+from poster_jax.gradient_noise.directions import (
+    Directions,
+    directions_along,
+    random_directions,
+)
 from poster_jax.gradient_noise.normality import NormalityTest
+from poster_jax.gradient_noise.planning import ProjectionPlan, plan_projections
+from poster_jax.gradient_noise.projections import (
+    minibatch_projections,
+    noise_projections,
+    per_example_projections,
+)
+from poster_jax.gradient_noise.resampling import (
+    batch_projections,
+    draw_batches,
+    resample_projections,
+)
 
-__all__ = ["NormalityTest"]
+__all__ = [
+    "Directions",
+    "NormalityTest",
+    "ProjectionPlan",
+    "batch_projections",
+    "directions_along",
+    "draw_batches",
+    "minibatch_projections",
+    "noise_projections",
+    "per_example_projections",
+    "plan_projections",
+    "random_directions",
+    "resample_projections",
+]

@@ -14,7 +14,18 @@ from poster_jax.gradient_noise.directions import (
     directions_along,
     random_directions,
 )
-from poster_jax.gradient_noise.normality import NormalityTest
+from poster_jax.gradient_noise.normality import (
+    NormalityTest,
+    anderson_darling,
+    anderson_darling_critical_values,
+    dagostino_k2,
+    excess_kurtosis,
+    jarque_bera,
+    normality_tests,
+    royston_coefficients,
+    shapiro_wilk,
+    skewness,
+)
 from poster_jax.gradient_noise.planning import ProjectionPlan, plan_projections
 from poster_jax.gradient_noise.projections import (
     minibatch_projections,
@@ -31,13 +42,22 @@ __all__ = [
     "Directions",
     "NormalityTest",
     "ProjectionPlan",
+    "anderson_darling",
+    "anderson_darling_critical_values",
     "batch_projections",
+    "dagostino_k2",
     "directions_along",
     "draw_batches",
+    "excess_kurtosis",
+    "jarque_bera",
     "minibatch_projections",
     "noise_projections",
+    "normality_tests",
     "per_example_projections",
     "plan_projections",
     "random_directions",
     "resample_projections",
+    "royston_coefficients",
+    "shapiro_wilk",
+    "skewness",
 ]

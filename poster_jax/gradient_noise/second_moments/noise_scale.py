@@ -153,4 +153,4 @@ def noise_scale_from_norms(
 
 def _squares(tree: Any) -> Array:
     wide = lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32))  # noqa: E731
-    return sum(jnp.sum(wide(leaf) ** 2) for leaf in jax.tree.leaves(tree))
+    return jnp.stack([jnp.sum(wide(leaf) ** 2) for leaf in jax.tree.leaves(tree)]).sum()

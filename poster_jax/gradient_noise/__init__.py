@@ -23,8 +23,8 @@ from poster_jax.gradient_noise.during_training import (
 )
 from poster_jax.gradient_noise.gaussianity import (
     CriticalBatchSize,
+    DirectionsTest,
     Gaussianity,
-    TestOfDirections,
     critical_batch_size,
     gaussianity,
 )
@@ -81,6 +81,7 @@ from poster_jax.gradient_noise.tail_index import (
 __all__ = [
     "CriticalBatchSize",
     "Directions",
+    "DirectionsTest",
     "Gaussianity",
     "NoiseAlignment",
     "NoiseCovariance",
@@ -91,7 +92,6 @@ __all__ = [
     "PowerLaw",
     "ProjectionPlan",
     "RecordState",
-    "TestOfDirections",
     "anderson_darling",
     "anderson_darling_critical_values",
     "batch_projections",

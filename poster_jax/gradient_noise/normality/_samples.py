@@ -15,11 +15,11 @@ from poster_jax.gradient_noise.normality._sorting import columns_at_once, sort_c
 __all__ = [
     "Measured",
     "NormalityTest",
+    "as_result",
     "check_samples",
     "measure_samples",
     "measure_sorted",
     "standardize",
-    "test_result",
 ]
 
 
@@ -92,25 +92,29 @@ def _measure(measures: tuple[Callable[[Array], Any], ...], samples: Array, in_or
 
     def measure(rows: Array) -> Any:
         columns = rows.T
-        columns = sort_columns(columns) if in_order else columns
-        return tuple(fn(standardize(columns)) for fn in measures)
+        if in_order:
+            columns = sort_columns(columns)
+            low, high = columns[0], columns[-1]
+        else:
+            low, high = columns.min(axis=0), columns.max(axis=0)
+        columns = standardize(columns, low, high)
+        return tuple(fn(columns) for fn in measures)
 
     rows = samples.reshape(-1, size)
     out = map_over_batch(measure, rows, microbatch=columns_at_once(size))
     return jax.tree.map(lambda leaf: leaf.reshape(lead), out)
 
 
-def standardize(columns: Array) -> Array:
+def standardize(columns: Array, low: Array, high: Array) -> Array:
     """Centred columns with a range of 1: squares of 1e-25 would vanish in float32.
 
     Taking off one of the numbers first leaves the error of a difference, not of a sum; the mean of
     those differences is small. A range of zero, or one that is not finite, gives NaN.
     """
-    low, high = columns.min(axis=0), columns.max(axis=0)
     differences = (columns - columns[len(columns) // 2]) / (high - low)
     return differences - differences.mean(axis=0)
 
 
-def test_result(measured: Measured) -> NormalityTest:
+def as_result(measured: Measured) -> NormalityTest:
     """For tests whose statistic is the departure itself."""
     return NormalityTest(measured.departure, measured.pvalue)

@@ -14,7 +14,7 @@ from poster_jax.core.typing import Array
 
 __all__ = ["columns_at_once", "sort_columns"]
 
-_TILE = 2**18  # numbers that stay in a core's second-level cache together with their successors
+_TILE = 2**19  # numbers of one tile: its passes run in cache, and each is long enough for all cores
 _FEWEST = (
     64  # columns: with fewer, the vectors are short and the program is not worth its compiling
 )

@@ -12,9 +12,9 @@ from poster_jax.gradient_noise.normality._normal_tails import log_normal_tails
 from poster_jax.gradient_noise.normality._samples import (
     Measured,
     NormalityTest,
+    as_result,
     check_samples,
     measure_sorted,
-    test_result,
 )
 
 __all__ = [
@@ -70,10 +70,10 @@ def anderson_darling(samples: Any, *, axis: int = -1) -> NormalityTest:
     Example:
       >>> found = anderson_darling(jnp.array([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 9.0]]))
       >>> [round(float(a), 2) for a in found.statistic]
-      [0.14, 0.83]
+      [0.16, 0.83]
     """
     samples = check_samples(samples, axis, "anderson_darling", *ANDERSON_SIZES)
-    return test_result(measure_sorted((anderson_darling_of_sorted,), samples)[0])
+    return as_result(measure_sorted((anderson_darling_of_sorted,), samples)[0])
 
 
 def anderson_darling_critical_values(

@@ -9,9 +9,9 @@ from poster_jax.core.typing import Array
 from poster_jax.gradient_noise.normality._samples import (
     Measured,
     NormalityTest,
+    as_result,
     check_samples,
     measure_samples,
-    test_result,
 )
 
 __all__ = [
@@ -105,7 +105,7 @@ def dagostino_k2(samples: Any, *, axis: int = -1) -> NormalityTest:
       True
     """
     samples = check_samples(samples, axis, "dagostino_k2", *DAGOSTINO_SIZES)
-    return test_result(measure_samples((dagostino_k2_of_centred,), samples)[0])
+    return as_result(measure_samples((dagostino_k2_of_centred,), samples)[0])
 
 
 def jarque_bera(samples: Any, *, axis: int = -1) -> NormalityTest:
@@ -131,7 +131,7 @@ def jarque_bera(samples: Any, *, axis: int = -1) -> NormalityTest:
       0.6667
     """
     samples = check_samples(samples, axis, "jarque_bera", *JARQUE_BERA_SIZES)
-    return test_result(measure_samples((jarque_bera_of_centred,), samples)[0])
+    return as_result(measure_samples((jarque_bera_of_centred,), samples)[0])
 
 
 def skewness_of_centred(d: Array) -> Array:

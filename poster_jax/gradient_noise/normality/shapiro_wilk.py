@@ -101,7 +101,7 @@ def royston_coefficients(num_samples: int) -> np.ndarray:
 
     Example:
       >>> royston_coefficients(4).round(4).tolist()
-      [-0.6869, -0.1678, 0.1678, 0.6869]
+      [-0.6873, -0.1663, 0.1663, 0.6873]
     """
     num_samples = check_count("num_samples", num_samples, minimum=SHAPIRO_SIZES[0])
     if num_samples > SHAPIRO_SIZES[1]:
@@ -134,5 +134,5 @@ def _pvalue(q: Array, size: int) -> Array:
     return jnp.where(beyond, 0, ndtr((mean - y) / sd))
 
 
-def _polynomial(coefficients: tuple[float, ...], x: float) -> float:
+def _polynomial(coefficients: tuple[float, ...], x: float | int) -> float:
     return float(np.polynomial.polynomial.polyval(x, coefficients))

@@ -51,7 +51,7 @@ def per_example_projections(
       directions: R of them.
       mode: "forward" (one derivative along each direction), "reverse" (one gradient an example) or
         None for the cheaper one by `plan_projections`. They agree to rounding.
-      microbatch: examples taken at once; None takes as many as fit 2^26 numbers.
+      microbatch: examples taken at once; None as in `plan_projections`.
       mesh: devices to spread the work over.
       spread: what is spread over their axis "data": "examples", or "directions" when there are more
         of those (every device then sees all examples, and draws its own directions alone).
@@ -127,7 +127,7 @@ def minibatch_projections(
       num_batches: M.
       replacement: as in `draw_batches`.
       model_state: where a StatefulLoss starts; every batch starts from it.
-      microbatch: batches whose gradients are held at once; None takes as many as fit 2^26 numbers.
+      microbatch: batches whose gradients are held at once; None as in `plan_projections`.
       mesh: devices over whose axis "data" the batches are spread.
 
     Returns:

@@ -83,7 +83,7 @@ def test_every_way_answers_for_every_batch_size(net, key, x64):
         np.testing.assert_allclose(ask(mode), reverse, atol=1e-12)
 
 
-@pytest.mark.parametrize("examples", [5, 24, 23])
+@pytest.mark.parametrize("examples", [5, 23])
 def test_eight_devices_equal_one(net, examples, key):
     params, batch = net.make_problem(np.float32, examples=examples)
     directions = random_directions(_jax(params), key, num=11)

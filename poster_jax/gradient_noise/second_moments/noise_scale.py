@@ -13,7 +13,7 @@ from poster_jax.core.devices import on_mesh
 from poster_jax.core.typing import Array, Batch, Estimate, Float, LossFn, Params
 from poster_jax.gradient_noise._ratios import of_means
 from poster_jax.gradient_noise._separable import check_separable
-from poster_jax.gradient_noise.planning import BUDGET
+from poster_jax.gradient_noise.planning import budget
 from poster_jax.gradient_noise.second_moments.covariance import mean_gradient
 
 __all__ = ["NoiseScale", "noise_scale", "noise_scale_from_norms"]
@@ -51,7 +51,7 @@ def noise_scale(
         batches of one.
       params: pytree of floating point arrays, P numbers.
       batch: pytree whose leaves share a leading axis of N examples.
-      microbatch: examples whose gradients are held at once; None takes as many as fit 2^26 numbers.
+      microbatch: examples whose gradients are held at once; None as in `plan_projections`.
       mesh: spreads the examples over the devices of its axis "data".
 
     Returns:
@@ -71,7 +71,7 @@ def noise_scale(
     """
     check_separable(loss_fn, params, batch)
     if microbatch is None:
-        microbatch = max(1, BUDGET // sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)))
+        microbatch = max(1, budget() // sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)))
     check_count("microbatch", microbatch)
     params, batch = jax.tree.map(jnp.asarray, (params, batch))
     if mesh is not None:

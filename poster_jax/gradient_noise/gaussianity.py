@@ -179,7 +179,7 @@ class _Over(NamedTuple):
     rejected: Array
 
 
-def _over_directions(measured: dict[str, Measured], alive: Array, level: Any) -> dict[str, _Over]:
+def _over_directions(measured: dict[str, Measured], alive: Array, level: Any) -> dict[str, Any]:
     def mean(values: Array) -> Array:
         return jnp.mean(values, where=alive)
 

@@ -34,7 +34,8 @@ def log_normal_tails(t: Array) -> tuple[Array, Array]:
 
 
 def _g(w: Array) -> Array:
-    *lower, value = _fit()
+    *lower, top = _fit()
+    value = jnp.full_like(w, top)
     for coefficient in reversed(lower):
         value = value * w + coefficient
     return value

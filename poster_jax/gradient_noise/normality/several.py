@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from poster_jax.core.checks import check_choice
 from poster_jax.core.typing import Array
 from poster_jax.gradient_noise.normality._samples import (
@@ -59,7 +57,7 @@ def normality_tests(
     Source: as the single tests.
 
     Example:
-      >>> found = normality_tests(np.arange(9.0), tests=["shapiro_wilk", "jarque_bera"])
+      >>> found = normality_tests(range(9), tests=["shapiro_wilk", "jarque_bera"])
       >>> sorted(found), round(float(found["shapiro_wilk"].statistic), 3)
       (['jarque_bera', 'shapiro_wilk'], 0.972)
     """

@@ -28,6 +28,19 @@ def test_heavy_tails_are_outside_and_normal_rows_inside(key):
         assert int(found.num_directions) == 40
 
 
+def test_verdicts_do_not_turn_with_the_parameters(key):
+    """Oracle 9: noise in rotated coordinates, seen along the same directions."""
+    a, b, c, d = jax.random.split(key, 4)
+    gaussian = jax.random.normal(a, (30, 200)) * jnp.logspace(-2, 0, 30)[:, None]
+    heavy = gaussian / jnp.sqrt(jax.random.chisquare(b, 3.0, shape=(200,)))  # a multivariate t
+    rotation, _ = jnp.linalg.qr(jax.random.normal(c, (30, 30)))
+    directions = jax.random.normal(d, (40, 30))
+    for noise, inside in ((gaussian, True), (heavy, False)):
+        for turned in (noise, rotation @ noise):
+            found = gn.gaussianity(directions @ turned, key, num_surrogates=39)
+            assert [bool(test.inside_band) for test in found.tests.values()] == [inside] * 2
+
+
 def test_what_is_averaged_are_the_single_tests(key):
     x = jax.random.t(key, 5.0, (30, 100))
     found = gn.gaussianity(x, key, level=0.1, num_surrogates=3)

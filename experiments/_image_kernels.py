@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,11 +159,12 @@ def _regress(run: Run, train: Any, test: Any, rows: Any, targets: Any) -> np.nda
     targets, options = targets[places], {"diag_reg": run.settings.diag_reg}
     with jax.enable_x64(True):
         if len(rows) <= run.settings.in_memory:
-            kernel = np.asarray(train[rows][:, rows], np.float64)
-            posterior = predict.gp_inference(kernel, targets, **options)
-            return np.asarray(posterior("nngp", np.asarray(test[:, rows], np.float64)))
+            kernel, cross = train[rows][:, rows], test[:, rows]
+            arrays = (np.asarray(a, np.float64) for a in (kernel, targets, cross))
+            return np.asarray(_posterior_mean(*arrays, **options))
         folder = run.workdir / "kernels" / "factor"
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # a killed run's, of another set perhaps
+        folder.mkdir(parents=True)
         files = (folder / "kernel.npy", folder / "factor.npy")
         kernel = np.lib.format.open_memmap(files[0], "w+", np.float64, (len(rows), len(rows)))
         for block in _blocks(len(rows)):
@@ -171,9 +174,13 @@ def _regress(run: Run, train: Any, test: Any, rows: Any, targets: Any) -> np.nda
         )
         weights = predict.cholesky_solve_from_disk(factor, targets)
         outputs = [np.asarray(test[b][:, rows], np.float64) @ weights for b in _blocks(len(test))]
-        for file in files:
-            file.unlink()
+        shutil.rmtree(folder)
         return np.concatenate(outputs)
+
+
+@jax.jit  # one program for each size, not one for each operation and size
+def _posterior_mean(kernel: Any, targets: Any, cross: Any, diag_reg: float) -> Any:
+    return predict.gp_inference(kernel, targets, diag_reg=diag_reg)("nngp", cross)
 
 
 def five_lines() -> dict[str, Any]:
@@ -234,21 +241,30 @@ def compare_devices(task_x: Any, settings: Any) -> dict[str, Any]:
     return found
 
 
-def on_devices(run: Run, task: Images) -> dict[str, Any]:
-    """`compare_devices` here where there are several, else in a process of eight CPU devices."""
+def on_devices(run: Run, task: Images) -> Callable[[], dict[str, Any]]:
+    """A function that answers `compare_devices`: here where there are several.
+
+    Where there is one, a process of eight CPU devices starts at once and works beside this one.
+    """
     if jax.local_device_count() > 1:
-        return compare_devices(task.x, run.settings)
+        return partial(compare_devices, task.x, run.settings)
     inputs = run.workdir / "devices.npz"
     np.savez(inputs, x=task.x[:64])
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "experiments._image_kernels", str(inputs), run.preset]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     home = Path(__file__).parents[1]
-    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
-    inputs.unlink()
-    if done.returncode:
-        raise RefusedError(f"the process of eight devices failed: {done.stderr[-500:]}")
-    return json.loads(done.stdout)
+    process = subprocess.Popen(command, env=environment, cwd=home, **options)
+
+    def finish() -> dict[str, Any]:
+        answer, words = process.communicate()
+        inputs.unlink()
+        if process.returncode:
+            raise RefusedError(f"the process of eight devices failed: {words[-500:]}")
+        return json.loads(answer)
+
+    return finish
 
 
 def _layer(stride: int) -> Any:

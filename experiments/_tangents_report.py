@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import _tangents_claims as tangents
+from experiments import _tangents_statistics as tangents
 from experiments import _wide_networks as wide
 from experiments._program import Findings, Run
-from experiments._tangents_claims import AT_TIMES, Results
+from experiments._tangents_claims import claims_of
+from experiments._tangents_statistics import AT_TIMES, Results
 from poster_jax.core import report
 from poster_jax.core.claims import format_number
 
@@ -36,7 +37,7 @@ def findings(run: Run, results: Results) -> Findings:
         _five_lines(results),
         _finite(run, results),
     ]
-    return Findings("Neural tangents", lead, tangents.claims_of(run, results), sections)
+    return Findings("Neural tangents", lead, claims_of(run, results), sections)
 
 
 def _ensembles(run: Run, results: Results) -> report.Section:
@@ -133,7 +134,9 @@ def _images(run: Run, results: Results) -> report.Section:
         )
     ]
     ahead = {
-        name: tuple(100 * v for v in found.interval[:3])
+        name.replace("nngp", "NNGP").replace("ntk", "NTK"): tuple(
+            100 * v for v in found.interval[:3]
+        )
         for name, found in tangents.order(run, results).items()
     }
     pictures.append(

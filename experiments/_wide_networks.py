@@ -8,6 +8,7 @@ independent in the limit only: they move their common features, and corrections 
 number.)
 """
 
+import itertools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -71,15 +72,22 @@ def line(num_train: int = 8, num_test: int = 21) -> Line:
     x = np.sort(np.random.default_rng(0).uniform(-np.pi, np.pi, num_train))[:, None]
     frequency, phase = np.repeat([0.5, 1.0, 1.5, 2.0], 2), np.tile([0.0, np.pi / 2], 4)
     y = np.sin(frequency * x + phase)
-    kernel = network(1)[2](jnp.asarray(x), None, "ntk")
-    rate = SMOOTHNESS * num_train / jnp.linalg.eigvalsh(kernel)[-1]
+    kernel = limit_ntk(x)
+    rate = SMOOTHNESS * num_train / np.linalg.eigvalsh(kernel)[-1]
     return Line(*map(jnp.float32, (x, y, np.linspace(-np.pi, np.pi, num_test)[:, None], rate)))
+
+
+def limit_ntk(x: Any, second: int | None = None) -> Any:
+    """The NTK of the inputs at infinite width, as one program."""
+    kernel_fn = network(1, second=second)[2]
+    return jax.jit(lambda x: kernel_fn(x, None, "ntk"))(jnp.asarray(x))
 
 
 def theory(data: Line, num_steps: int) -> Theory:
     """What the library predicts, in float64."""
-    with jax.enable_x64(True):
-        x, y, test, rate = (jnp.asarray(np.asarray(a, np.float64)) for a in data)
+
+    @jax.jit  # one program: operation by operation some 200 would be compiled
+    def predicted(x: Any, y: Any, test: Any, rate: Any) -> Theory:
         times = jnp.arange(1, SNAPSHOTS + 1) * (num_steps // SNAPSHOTS)
         # predict takes the mean over all targets where each network has only its own.
         ensemble = predict.gradient_descent_mse_ensemble(network(1)[2], x, y, rate * FUNCTIONS)
@@ -87,7 +95,10 @@ def theory(data: Line, num_steps: int) -> Theory:
         on_train = ensemble(times, None, "ntk", True)
         spread = _diagonal(on_train.covariance).mean(-1)
         loss = jnp.mean((on_train.mean - y) ** 2, axis=(1, 2)) + spread
-        return Theory(*map(np.asarray, (on_test.mean, _diagonal(on_test.covariance), loss)))
+        return Theory(on_test.mean, _diagonal(on_test.covariance), loss)
+
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, predicted(*_in_float64(data)))
 
 
 def ensembles_of_theory(
@@ -98,24 +109,42 @@ def ensembles_of_theory(
     Initial functions are Gaussian with the NNGP kernel, and learn by the NTK: what the claim's rule
     makes of them says how often it turns down the truth.
     """
-    with jax.enable_x64(True):
-        x, y, test, rate = (jnp.asarray(np.asarray(a, np.float64)) for a in data)
+    n, times = len(data.x), np.asarray(TIMES) * (num_steps // SNAPSHOTS)
+    columns = num_networks * FUNCTIONS
+
+    @jax.jit
+    def drawn(x: Any, y: Any, test: Any, rate: Any, keys: Any) -> Any:
         both = network(1)[2](jnp.concatenate([x, test]), None, ("nngp", "ntk"))
-        n, times = len(x), jnp.asarray(TIMES) * (num_steps // SNAPSHOTS)
         values, vectors = jnp.linalg.eigh(both.nngp)
         root = vectors * jnp.sqrt(jnp.maximum(values, 0))
-        columns = num_networks * FUNCTIONS
         targets = jnp.tile(y, (1, num_networks))
         learn = predict.gradient_descent_mse(both.ntk[:n, :n], targets, rate * columns)
 
-        @jax.jit
         def one(key: Any) -> Any:
             start = root @ jax.random.normal(key, (len(root), columns))
             _, found = learn(times, start[:n], start[n:], both.ntk[n:, :n])
-            return found.reshape(*found.shape[:2], num_networks, FUNCTIONS).transpose(2, 0, 1, 3)
+            found = found.reshape(*found.shape[:2], num_networks, FUNCTIONS)
+            return found.transpose(2, 0, 1, 3).astype(jnp.float32)
 
+        return jax.lax.map(one, keys)
+
+    with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(seed), num_ensembles)
-        return np.stack([np.asarray(one(key), np.float32) for key in keys])
+        return np.asarray(drawn(*_in_float64(data), keys))
+
+
+def weights(init_fn: Any, key: Any, shape: tuple[int, ...]) -> Any:
+    """Parameters as `init_fn` draws them: independent standard normal numbers, all in one draw.
+
+    A draw for each matrix and bias takes four times as long to compile as all that a network then
+    does here.
+    """
+    like = jax.eval_shape(lambda key: init_fn(key, shape)[1], key)
+    leaves, structure = jax.tree.flatten(like)
+    stops = list(itertools.accumulate(leaf.size for leaf in leaves))
+    parts = jnp.split(jax.random.normal(key, (stops[-1],)), stops[:-1])
+    shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, shaped)
 
 
 def trained(width: int, num_steps: int, data: Line, key: Any) -> dict[str, Any]:
@@ -123,7 +152,7 @@ def trained(width: int, num_steps: int, data: Line, key: Any) -> dict[str, Any]:
     init_fn, apply_fn, _ = network(width)
 
     def one(key: Any, y: Any) -> dict[str, Any]:
-        _, params = init_fn(key, data.x.shape)
+        params = weights(init_fn, key, data.x.shape)
         own = data._replace(y=y[:, None])
         found = descend(apply_fn, params, own, data.rate, num_steps)
         return {**found, "outputs": found["outputs"][..., 0]}
@@ -156,7 +185,7 @@ def kernel_errors(width: int, second: int | None, x: Any, limit: Any, key: Any) 
     The first is `<K, L> / <L, L> - 1`, the second `|K - L|^2 / |L|^2`.
     """
     init_fn, apply_fn, _ = network(width, second=second)
-    _, params = init_fn(key, x.shape)
+    params = weights(init_fn, key, x.shape)
     ntk_fn = kernels.empirical_ntk_fn(
         apply_fn, vmap_axes=0, implementation=kernels.NtkImplementation.STRUCTURED_DERIVATIVES
     )
@@ -175,7 +204,7 @@ def departure(width: int, num_steps: int, richly: bool, data: Line, key: Any) ->
     """
     init_fn, plain_fn, _ = network(width)
     data = data._replace(y=data.y[:, SINE : SINE + 1])
-    _, params = init_fn(key, data.x.shape)
+    params = weights(init_fn, key, data.x.shape)
     scale, rate = (width**-0.5, data.rate * width) if richly else (1.0, data.rate)
 
     def apply_fn(params: Any, x: Any) -> Any:
@@ -206,11 +235,10 @@ def measure(run: Run) -> dict[str, Any]:
             fn = partial(trained, width, chosen.num_steps)
             study("ensembles", width, fn, data, chosen.num_networks)
         for kind, second in (("two layers", None), ("one layer", 0), ("second narrow", NARROW)):
-            limit = network(1, second=None if second is None else min(second, 1))[2]
             x = data.x[::2]
+            shared = (x, limit_ntk(x, None if second is None else min(second, 1)))
             for width in chosen.kernel_widths:
                 fn = lambda shared, key: kernel_errors(width, second, *shared, key)  # noqa: B023, E731
-                shared = (x, limit(x, None, "ntk"))
                 study("kernels", (kind, width), fn, shared, chosen.num_draws)
         for richly in (False, True):
             for width in chosen.linear_widths:
@@ -218,6 +246,10 @@ def measure(run: Run) -> dict[str, Any]:
                 name = ("rich" if richly else "plain", width)
                 study("departures", name, fn, data, chosen.num_linearised)
     return found
+
+
+def _in_float64(data: Line) -> list[np.ndarray]:
+    return [np.asarray(array, np.float64) for array in data]
 
 
 def _diagonal(covariance: Any) -> Any:

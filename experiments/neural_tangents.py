@@ -13,8 +13,8 @@ import dataclasses
 
 from experiments import _image_kernels as image_kernels
 from experiments import _program, _wide_networks
-from experiments._tangents_claims import Results
 from experiments._tangents_report import findings
+from experiments._tangents_statistics import Results
 from poster_jax.core import checks
 
 
@@ -60,16 +60,17 @@ class Settings:
 PRESETS = {
     "smoke": Settings(
         ensemble_widths=(16, 128),
-        num_networks=50,
+        num_networks=30,
         num_steps=128,
         kernel_widths=(32, 128),
         num_draws=1000,
         linear_widths=(32, 128),
         num_linearised=20,
         num_resamples=200,
-        pool_size=160,
-        test_size=100,
-        sizes=(16, 32, 64, 128),
+        strides=(2, 1),
+        pool_size=80,
+        test_size=60,
+        sizes=(16, 32, 64),
         num_draws_of_x=3,
     ),
     "laptop": Settings(),
@@ -97,6 +98,7 @@ PRESETS = {
 def experiment(run: _program.Run) -> _program.Findings:
     """Finite networks beside their limit, then kernels of images; words are in the report."""
     task = image_kernels.images(run)  # first: a set that is not there is told at once
+    finish_devices = image_kernels.on_devices(run, task)
     found = _wide_networks.measure(run)
     line, steps = _wide_networks.line(), run.settings.num_steps
     networks = run.settings.num_networks
@@ -106,7 +108,7 @@ def experiment(run: _program.Run) -> _program.Findings:
         of_theory=_wide_networks.ensembles_of_theory(line, steps, networks, 100, run.seed),
         curves=image_kernels.learning_curves(run, task, image_kernels.compute_kernels(run, task)),
         five_lines=image_kernels.five_lines(),
-        devices=image_kernels.on_devices(run, task),
+        devices=finish_devices(),
     )
     return findings(run, results)
 

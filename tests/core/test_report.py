@@ -149,6 +149,32 @@ def test_curves_show_the_data_with_labels():
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "bar"]
 
 
+@pytest.mark.parametrize("free", [True, False])
+def test_a_legend_covers_no_line(free):
+    x = np.linspace(0, 1, 50)
+    heights = [0.0, 0.05, 1.0] if free else np.linspace(0, 1, 9)
+    series = {f"line {h}": (x, np.full(50, h)) for h in heights}
+    figure = report.curves(series, xlabel="x", ylabel="y")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert (axes.get_legend() is not None) == free
+    legend = axes.get_legend() or figure.legends[0]
+    assert len(legend.get_texts()) == len(heights)
+    box = legend.get_window_extent()
+    for line in axes.lines:
+        drawn = line.get_transform().transform(line.get_xydata())
+        assert not any(box.contains(*point) for point in drawn)
+    if not free:
+        assert box.y1 <= axes.get_tightbbox().y0
+
+
+def test_few_values_on_a_logarithmic_axis_are_its_ticks():
+    for x, few in (([16, 64, 256], True), (range(1, 40), False), ([1, 1.01, 100], False)):
+        figure = report.curves({"a": (x, np.ones(len(x)))}, xlabel="x", ylabel="y", log_x=True)
+        labels = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+        assert (labels == ["16", "64", "256"]) == few
+
+
 def test_scatter_panels_show_every_point_once_and_count_those_they_cannot():
     x, y = np.array([1.0, 2.0, -3.0, np.nan]), np.arange(4.0)
     panels = [report.Panel("t", x, y, "tau", log_x=True)]

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import _image_kernels as image_kernels
-from experiments import _program, _tangents_claims
+from experiments import _program, _tangents_statistics
 from experiments import _wide_networks as wide
 from experiments import neural_tangents as experiment
 from poster_jax import kernels
@@ -66,13 +67,24 @@ def test_descent_is_the_theory_on_a_linear_network():
     np.testing.assert_allclose(found["outputs"][-1], outputs[8:], atol=2e-4)
 
 
+def test_weights_are_drawn_as_by_the_library():
+    """The same structure, standard normal numbers (Kolmogorov, Smirnov), neighbours independent."""
+    init_fn, key = wide.network(150)[0], jax.random.key(0)
+    ours, theirs = wide.weights(init_fn, key, (8, 1)), init_fn(key, (8, 1))[1]
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)
+    for params in (ours, theirs):
+        flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+        assert stats.kstest(flat, "norm").pvalue > 1e-3
+        assert abs(np.mean(flat[1:] * flat[:-1])) < 4 / np.sqrt(flat.size)
+
+
 def test_ensembles_drawn_from_the_theory_have_its_moments():
     """200 x 8 outputs: means within 5 standard errors, variances within 5 of theirs."""
     data = wide.line()
     known = wide.theory(data, 128)
     drawn = wide.ensembles_of_theory(data, 128, 50, 32, 0)
     drawn = drawn.reshape(-1, *drawn.shape[2:])
-    at = _tangents_claims.AT_TIMES
+    at = _tangents_statistics.AT_TIMES
     variance = known.variance[at][..., None]
     z = (drawn.mean(0) - known.mean[at]) / np.sqrt(variance / len(drawn))
     assert np.abs(z).max() < 5
@@ -83,16 +95,16 @@ def test_coverage_is_95_percent_of_the_truth_and_less_of_anything_else():
     rng = np.random.default_rng(0)
     outputs = rng.normal(1.0, 2.0, size=(300, 5, 40, 8))
     mean, variance = np.ones((5, 40, 8)), np.full((5, 40), 4.0)
-    found = _tangents_claims.coverage(outputs, mean, variance).mean((1, 2, 3))
+    found = _tangents_statistics.coverage(outputs, mean, variance).mean((1, 2, 3))
     assert np.all(np.abs(found - 0.95) < 0.03)  # 1,600 intervals each: two standard errors are 1 %
-    wrong = _tangents_claims.coverage(outputs, mean + 0.5, 2 * variance).mean((1, 2, 3))
+    wrong = _tangents_statistics.coverage(outputs, mean + 0.5, 2 * variance).mean((1, 2, 3))
     assert np.all(wrong < 0.2)
 
 
 def test_the_slope_of_a_power_law_is_its_exponent(tmp_path):
     widths, rng = (16, 64, 256), np.random.default_rng(0)
     draws = (3 / np.array(widths)) * rng.chisquare(4, size=(200, 3)) / 4
-    found = _tangents_claims.slope_interval(_run(tmp_path), widths, draws, np.sqrt)
+    found = _tangents_statistics.slope_interval(_run(tmp_path), widths, draws, np.sqrt)
     assert found.low < -0.5 < found.high
     assert found.high - found.low < 0.1
 
@@ -102,25 +114,22 @@ def test_images_have_mean_square_one_and_targets_are_centred(tmp_path):
     np.testing.assert_allclose(np.mean(task.x**2, axis=(1, 2, 3)), 1, rtol=1e-5)
     np.testing.assert_allclose(task.targets.sum(1), 0, atol=1e-12)
     assert sorted(np.unique(task.targets).round(6)) == [-0.1, 0.9]
-    assert (len(task.y), len(task.test_y)) == (160, 100)
+    assert (len(task.y), len(task.test_y)) == (80, 60)
 
 
-def test_regression_on_disk_is_regression_in_memory(tmp_path):
+@pytest.mark.parametrize("in_memory", [100, 4], ids=["memory", "disk"])
+def test_regression_is_that_of_numpy_for_one_training_set_after_the_other(in_memory, tmp_path):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(30, 40)).astype(np.float32)
-    kernel, rows = features @ features.T, rng.permutation(20)[:12]
-    targets = rng.normal(size=(12, 3))
-    inside, outside = (
-        image_kernels._regress(
-            _run(tmp_path, in_memory=size), kernel[:20, :20], kernel[20:, :20], rows, targets
-        )
-        for size in (100, 4)
-    )
-    square = kernel[np.ix_(rows, rows)].astype(np.float64)
-    square += 1e-3 * np.trace(square) / 12 * np.eye(12)
-    expected = kernel[np.ix_(range(20, 30), rows)] @ np.linalg.solve(square, targets)
-    np.testing.assert_allclose(inside, expected, atol=1e-9)
-    np.testing.assert_allclose(outside, expected, atol=1e-9)
+    kernel, run = features @ features.T, _run(tmp_path, in_memory=in_memory)
+    for size in (12, 9):
+        rows, targets = rng.permutation(20)[:size], rng.normal(size=(size, 3))
+        found = image_kernels._regress(run, kernel[:20, :20], kernel[20:, :20], rows, targets)
+        square = kernel[np.ix_(rows, rows)].astype(np.float64)
+        square += 1e-3 * np.trace(square) / size * np.eye(size)
+        expected = kernel[np.ix_(range(20, 30), rows)] @ np.linalg.solve(square, targets)
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert not (tmp_path / "kernels" / "factor").exists()
 
 
 def test_five_lines_are_five_stand_in_the_readme_and_agree_with_numpy():
@@ -132,7 +141,7 @@ def test_five_lines_are_five_stand_in_the_readme_and_agree_with_numpy():
 
 def test_a_pool_that_is_too_small_is_refused(tmp_path):
     with pytest.raises(_program.RefusedError, match="pool_size"):
-        image_kernels.images(_run(tmp_path, pool_size=100))
+        image_kernels.images(_run(tmp_path, pool_size=50))
 
 
 def test_settings_that_do_not_fit_are_refused():

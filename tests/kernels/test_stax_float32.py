@@ -71,6 +71,47 @@ def test_deep_networks_on_hard_inputs(name, depth):
                 check(got, whole[:, ::-1][:, :5], variances[:, ::-1][:, :5])
 
 
+def conv(padding="SAME", b_std=0.1):
+    return stax.Conv(1, (3,), padding=padding, W_std=1.4, b_std=b_std)
+
+
+CONVOLUTIONAL = {
+    "same": (stax.repeat(stax.serial(conv(), stax.Relu()), 2), stax.GlobalAvgPool()),
+    "deep": (stax.repeat(stax.serial(conv(), stax.Relu()), 10), stax.GlobalAvgPool()),
+    "valid": (conv("VALID"), stax.Relu(), conv("VALID"), stax.Relu(), stax.GlobalAvgPool()),
+    "circular": (stax.repeat(stax.serial(conv("CIRCULAR"), stax.Abs()), 2), stax.GlobalSumPool()),
+    "flat": (conv(b_std=None), stax.Relu(), stax.Flatten(), stax.Dense(1), stax.Relu()),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_convolutions_of_hard_inputs(name):
+    """Windows read positions that are equal, nearly so, masked by zeros, or outside."""
+    x = hard_inputs().reshape(-1, 10, 2)
+    x = np.concatenate([x, np.where(np.arange(10)[:, None] < 4, x[:1], 0)])
+    net = stax.serial(*CONVOLUTIONAL[name])
+    found, wants = (kernels(net, x, None, dtype) for dtype in (np.float32, np.float64))
+    for got, want in zip(found, wants, strict=True):
+        check(got, want, np.outer(np.diag(want), np.diag(want)))
+
+
+def test_equal_inputs_stay_equal_through_smooth_layers():
+    net = stax.serial(conv(), stax.Erf(), conv(), stax.Relu(), stax.GlobalAvgPool())
+    x = hard_inputs().reshape(-1, 10, 2)[[0, 1, 8]]
+    got, want = (kernels(net, x, None, dtype)[1] for dtype in (np.float32, np.float64))
+    np.testing.assert_allclose(got, want, rtol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_input_of_zeros_has_a_kernel_of_zeros(dtype):
+    block = stax.serial(conv(b_std=None), stax.Relu())
+    net = stax.serial(stax.repeat(block, 2), stax.GlobalAvgPool())
+    x = hard_inputs().reshape(-1, 10, 2)
+    for k in kernels(net, x, None, dtype):
+        assert not x[-1].any()
+        assert not k[-1].any()
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 @pytest.mark.parametrize(
     "phi", [stax.Relu(), stax.Abs(), stax.LeakyRelu(0.1)], ids=["relu", "abs", "leaky"]

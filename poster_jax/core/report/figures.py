@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import rcParams, style
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from poster_jax.core.report.picture import STYLE, new_figure
 
@@ -92,7 +92,11 @@ def curves(
         axes.axhline(height, color="0.4", linestyle="--", linewidth=1, marker="", label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     _scales(axes, log_x, log_y)
-    axes.legend()
+    if log_x:
+        _ticks_at(
+            axes, np.unique(np.concatenate([np.asarray(x, float) for x, _ in series.values()]))
+        )
+    _legend(figure, axes)
     return figure
 
 
@@ -316,7 +320,7 @@ def spectra(
     axes.set_yscale("log")
     axes.set_ylim(bottom=floor)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend()
+    _legend(figure, axes)
     return figure
 
 
@@ -356,11 +360,33 @@ def strips(groups: Mapping[str, Any], *, ylabel: str, log: bool = False) -> Figu
     return figure
 
 
+def _legend(figure: Figure, axes: Any) -> None:
+    """Inside where a place is free; below, and the picture higher by its rows, where none is."""
+    legend = axes.legend()
+    figure.draw_without_rendering()
+    box = legend.get_window_extent().padded(3)  # pixels: a marker reaches beyond its line
+    paths = (line.get_transform().transform_path(line.get_path()) for line in axes.lines)
+    if any(path.intersects_bbox(box, filled=False) for path in paths):
+        legend.remove()
+        handles, labels = axes.get_legend_handles_labels()
+        figure.set_figheight(figure.get_figheight() + 0.21 * -(-len(labels) // 2))
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+
+
 def _scales(axes: Any, log_x: bool, log_y: bool) -> None:
     if log_x:
         axes.set_xscale("log")
     if log_y:
         axes.set_yscale("log")
+
+
+def _ticks_at(axes: Any, x: np.ndarray) -> None:
+    """Ticks at the values themselves on a logarithmic axis, where they are few and far between."""
+    x = x[np.isfinite(x) & (x > 0)]
+    steps = np.diff(np.log(x))
+    if 1 < len(x) <= 8 and steps.min() > 0.08 * steps.sum():
+        axes.set_xticks(x, [f"{value:g}" for value in x])
+        axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _few_ticks(axes: Any, x: np.ndarray, log: bool) -> None:

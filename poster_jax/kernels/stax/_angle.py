@@ -73,7 +73,7 @@ def _relative(dv: Any, v: Any) -> Any:
 
 
 def _horner(coefficients: tuple[float, ...], y: Any) -> Any:
-    out = jnp.full_like(y, coefficients[-1])
+    out = coefficients[-1]  # a number: an array of it would be written in a layout of its own
     for c in coefficients[-2::-1]:
         out = out * y + c
     return out

@@ -22,6 +22,7 @@ __all__ = ["TILE_ENTRIES", "in_tiles", "tile_sizes"]
 # keep all of an accelerator busy.
 TILE_ENTRIES = {"cpu": 1 << 17, "other": 1 << 26}
 _FEWEST = 4  # examples of a side
+_VECTOR = 8  # examples side by side in memory
 
 
 def tile_sizes(x1: Any, x2: Any, asked: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -54,8 +55,9 @@ def tile_sizes(x1: Any, x2: Any, asked: Mapping[str, Any]) -> tuple[int, int] | 
 
 
 def _even(n: int, side: int) -> int:
-    """The size of equal parts of n of at most `side`."""
-    return -(-n // -(-n // min(side, n)))
+    """The size of equal parts of n of about `side`, made of whole vectors."""
+    size = -(-n // -(-n // min(side, n)))
+    return size if n <= _VECTOR else min(-(-size // _VECTOR) * _VECTOR, n)
 
 
 def in_tiles(fn: Callable[[Any, Any], Any], x1: Any, x2: Any, size: tuple[int, int]) -> Any:
@@ -72,40 +74,30 @@ def in_tiles(fn: Callable[[Any, Any], Any], x1: Any, x2: Any, size: tuple[int, i
       The tree; `fn(x1, x2)` itself where its arrays do not lead so.
     """
     own = x2 is None
-    first, second = _cut(x1, size[0]), _cut(x1 if own else x2, size[1])
-    like = jax.eval_shape(fn, first[0], second[0])
+    x1, x2 = jnp.asarray(x1), jnp.asarray(x1 if own else x2)
+    shape = (x1.shape[0], x2.shape[0])
+    like = jax.eval_shape(fn, x1[: size[0]], x2[: size[1]])
     if any(a.shape[:2] != size for a in jax.tree.leaves(like)):
-        return fn(x1, x2)
+        return fn(x1, None if own else x2)
     half = own and all(a.ndim == 2 for a in jax.tree.leaves(like))
-    t1, t2 = len(first), len(second)
-    places = np.array([(i, j) for i in range(t1) for j in range(i if half else 0, t2)])
-    tiles = jax.lax.map(lambda place: fn(first[place[0]], second[place[1]]), places)
-    n1, n2 = x1.shape[0], (x1 if own else x2).shape[0]
-    join = _join_mirrored if half else _join
-    return jax.tree.map(lambda x: join(x, t1, t2)[:n1, :n2], tiles)
+    # The last tile reaches back over the one before it, so that nothing is padded or cut.
+    rows, columns = (
+        [min(at, n - side) for at in range(0, n, side)] for n, side in zip(shape, size, strict=True)
+    )
+    places = [(i, j) for i in rows for j in columns if not half or i <= j]
 
+    def fill(out: Any, place: Any) -> tuple[Any, None]:
+        i, j = place[0], place[1]
+        first, second = (
+            jax.lax.dynamic_slice_in_dim(x, at, b)
+            for x, at, b in zip((x1, x2), place, size, strict=True)
+        )
+        tile = fn(first, second)
+        if half:
+            out = jax.tree.map(lambda a, t: jax.lax.dynamic_update_slice(a, t.T, (j, i)), out, tile)
+        return jax.tree.map(
+            lambda a, t: jax.lax.dynamic_update_slice(a, t, (i, j) + (0,) * (t.ndim - 2)), out, tile
+        ), None
 
-def _cut(x: Any, size: int) -> Any:
-    """(tiles, size, ...), the last example repeated at the end."""
-    lack = -x.shape[0] % size
-    x = jnp.pad(x, [(0, lack)] + [(0, 0)] * (x.ndim - 1), mode="edge") if lack else jnp.asarray(x)
-    return x.reshape(-1, size, *x.shape[1:])
-
-
-def _join(x: Any, t1: int, t2: int) -> Any:
-    """(t1 t2, b1, b2, ...) as (t1 b1, t2 b2, ...)."""
-    _, b1, b2, *rest = x.shape
-    x = jnp.swapaxes(x.reshape(t1, t2, b1, b2, *rest), 1, 2)
-    return x.reshape(t1 * b1, t2 * b2, *rest)
-
-
-def _join_mirrored(x: Any, t1: int, t2: int) -> Any:
-    """The same of the tiles on and above the diagonal, row by row."""
-    row, column = np.indices((t1, t2))
-    low, high = np.minimum(row, column), np.maximum(row, column)
-    index = low * t1 - low * (low - 1) // 2 + high - low
-    b = x.shape[1]
-    above = jnp.swapaxes(x[index], 1, 2)
-    below = jnp.transpose(x[index], (0, 3, 1, 2))
-    upper = jnp.asarray(row <= column)[:, None, :, None]
-    return jnp.where(upper, above, below).reshape(t1 * b, t2 * b)
+    empty = jax.tree.map(lambda a: jnp.zeros(shape + a.shape[2:], a.dtype), like)
+    return jax.lax.scan(fill, empty, np.array(places))[0]

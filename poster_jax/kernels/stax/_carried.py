@@ -41,17 +41,21 @@ class Carried(Kernel):
         `cov1` of all pairs of positions that nothing reads is not computed.
       own2: those in `cov2`.
       few_channels: whether the channels are still those of the inputs, not infinitely many.
+      nonnegative: whether no covariance in `nngp` can be negative, so that nobody has to look.
     """
 
     gap: Any = None
     own1: Any = None
     own2: Any = None
     few_channels: Any = False
+    nonnegative: Any = False
 
     def replace(self, **changes: Any) -> "Carried":
-        """A copy with some fields changed; a new covariance outdates the gap."""
+        """A copy with some fields changed; a new covariance outdates the gap and its sign."""
         if "gap" not in changes and {"nngp", "cov1", "cov2"} & set(changes):
             changes["gap"] = None
+        if "nonnegative" not in changes and "nngp" in changes:
+            changes["nonnegative"] = False
         if "own1" not in changes and {"cov1", "cov2"} & set(changes):
             changes |= {"own1": None, "own2": None}
         return dataclasses.replace(self, **changes)
@@ -134,8 +138,9 @@ def _safe_sqrt_jvp(primals, tangents):
 
 def relative_gap(k: Any, r1: Any, r2: Any, gap: Any = None) -> Any:
     """1 - |cos| of the angle between two outputs, in [0, 1]; 1 where one of them is zero."""
-    product = r1 * r2
-    positive = product > 0
-    safe = jnp.where(positive, product, 1)
-    gap = product - jnp.abs(k) if gap is None else gap
-    return jnp.where(positive, jnp.clip(gap / safe, 0, 1), 1)
+    gap = r1 * r2 - jnp.abs(k) if gap is None else gap
+    safe1, safe2 = (jnp.where(r > 0, r, 1) for r in (r1, r2))
+    zero1, zero2 = (jnp.where(r > 0, 0.0, 1.0).astype(r.dtype) for r in (r1, r2))
+    # Choices are made once an output. The division is one a pair: XLA does not repeat it in every
+    # user of the result, as it would a product by inverses, with all that comes before.
+    return jnp.clip(gap / (safe1 * safe2) + zero1 + zero2, 0, 1)

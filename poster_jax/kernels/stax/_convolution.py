@@ -164,6 +164,7 @@ class Convolution:
             cov1=self._affine(k, mixed.cov1, k.cov_ndim),
             cov2=self._affine(k, mixed.cov2, k.cov_ndim),
             gap=affine_gap(mixed, self.W_std, self.b_std),
+            nonnegative=k.nonnegative,
             own1=affine(mixed.own1, self.W_std, self.b_std),
             own2=affine(mixed.own2, self.W_std, self.b_std),
             is_gaussian=self.groups == 1 or not k.few_channels,
@@ -181,12 +182,11 @@ class Convolution:
         if k.gap is None or not (self.shared or k.diagonal_spatial):
             nngp, gap = self._mean_of_shifts(k, k.nngp, 2), None
         else:
-            nngp, gap = through_shifts(
-                k,
-                self._windows(k.shape1),
-                reads_outside=self.padding is Padding.SAME or self.transpose,
-            )
-        return k.replace(nngp=nngp, cov1=cov1, cov2=cov2, gap=gap, **self._own_variances(k))
+            nngp, gap = through_shifts(k, self._windows(k.shape1))
+        return k.replace(
+            nngp=nngp, cov1=cov1, cov2=cov2, gap=gap, nonnegative=k.nonnegative,
+            **self._own_variances(k),
+        )  # fmt: skip
 
     def _own_variances(self, k):
         """Those that `k` carries apart: equal shifts take equal positions to equal positions."""

@@ -21,33 +21,53 @@ from poster_jax.kernels.stax._carried import (
 )
 from poster_jax.kernels.stax._gap import same_entry
 from poster_jax.kernels.stax.requirements import Diagonal, requires
+from poster_jax.kernels.stax.windows import examples_innermost
 
 __all__ = ["Dual", "Image", "determinant", "elementwise", "smooth"]
 
 
 class Image(NamedTuple):
-    """What becomes of a covariance: its new value, the slope, the new gap (None: not known)."""
+    """What becomes of a covariance: its new value, the slope, the new gap (None: not known).
+
+    `nonnegative` says (True or False, never traced) that no value can be negative.
+    """
 
     value: Any
     slope: Any
     gap: Any = None
+    nonnegative: Any = False
 
 
 class Dual(NamedTuple):
     """The dual of a nonlinearity.
 
     Attributes:
-      cross: `(k, v1, v2, gap or None) -> Image`, elementwise on arrays that broadcast.
+      cross: `(k, v1, v2, gap or None) -> Image`, elementwise on arrays that broadcast; where
+        `knows_sign`, with the keyword `nonnegative` (whether no k can be negative).
       variance: `v -> E[phi(u)^2]`.
     """
 
     cross: Callable[..., Image]
     variance: Callable[[Any], Any]
+    knows_sign: bool = False
 
 
 def smooth(cross: Callable[[Any, Any, Any], tuple[Any, Any]], variance: Any) -> Dual:
-    """The dual of a smooth nonlinearity: no slope is steep, so the gap is not needed."""
-    return Dual(lambda k, v1, v2, gap: Image(*cross(k, v1, v2)), variance)
+    """The dual of a smooth nonlinearity: no slope is steep, so it does not need the gap itself.
+
+    Equal outputs stay equal for a rectifier that follows; other gaps are formed anew.
+    """
+
+    def image(k, v1, v2, gap):
+        value, slope = cross(k, v1, v2)
+        if gap is None:
+            return Image(value, slope)
+        eps = 4 * jnp.finfo(k.dtype).eps
+        equal = (gap <= eps**2 * k) & (jnp.abs(v1 - v2) <= eps * v1)  # never where k < 0
+        apart = safe_sqrt(variance(v1)) * safe_sqrt(variance(v2)) - jnp.abs(value)
+        return Image(value, slope, jnp.where(equal, 0, jnp.maximum(apart, 0)))
+
+    return Dual(image, variance)
 
 
 def elementwise(fn: Any, dual: Dual | None, name: str) -> tuple[Any, Any, Any]:
@@ -78,11 +98,19 @@ def elementwise(fn: Any, dual: Dual | None, name: str) -> tuple[Any, Any, Any]:
 
 
 def _through(dual: Dual, k: Kernel) -> Kernel:
-    image = dual.cross(k.nngp, *variances(k), _gap(k))
+    sign = {"nonnegative": getattr(k, "nonnegative", False)} if dual.knows_sign else {}
+    image = dual.cross(k.nngp, *variances(k), _gap(k), **sign)
     ntk = None if k.ntk is None else k.ntk * image.slope
     witness = diagonal_variances(k)[0]
     nngp, ntk, gap = _materialized((image.value, ntk, image.gap), witness)
+    if nngp.ndim > 2:
+        nngp, ntk, gap = (
+            x if x is None or x.shape != k.nngp.shape else examples_innermost(x, 2)
+            for x in (nngp, ntk, gap)
+        )
     carried = {} if gap is None else {"gap": jax.lax.stop_gradient(gap)}
+    if isinstance(k, Carried):
+        carried["nonnegative"] = image.nonnegative
     if isinstance(k, Carried) and not k.diagonal_spatial and k.cov1.ndim > k.cov_ndim:
         carried["own1"], own2 = map(dual.variance, diagonal_variances(k))
         carried["own2"] = None if k.cov2 is None else own2

@@ -1,12 +1,14 @@
 """How the gap sqrt(v1 v2) - |k| moves: from the inputs, and through sums of outputs.
 
-A sum over positions or branches adds covariances and variances, so that not the gap but half the
-mean squared distance of the two outputs is additive. With each output divided by a scale of its own
-(rho = r / s; this makes multiples of one input as good as equal inputs),
+A sum over independent parts (taps of a filter, positions, branches) adds covariances and variances:
+k = sum_t k_t, and the standard deviations r_t of the parts are a vector u of one output and w of
+the other. With the deficit r1 r2 - k of every pair, which is its gap where k >= 0,
 
-    distance = (rho1^2 + rho2^2) / 2 - k / (s1 s2) = deficit / (s1 s2) + (rho1 - rho2)^2 / 2,
+    |u| |w| - k = sum_t (u_t w_t - k_t) + (|u| |w| - u . w),
+    |u| |w| - u . w = 1/2 sum_t (a_t C2 - b_t C1)^2,    C1 = sqrt|u|, a = u / C1, likewise C2, b.
 
-where deficit = r1 r2 - k. Every term is positive, so nothing cancels.
+Every term is positive, so nothing cancels, and equal outputs keep a gap of exactly 0. Where k < 0
+the same holds of r1 r2 + k; both are followed until no covariance can be negative.
 
 Source: this library.
 """
@@ -17,10 +19,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from poster_jax.kernels import _pairs
 from poster_jax.kernels.stax._carried import diagonal_variances, safe_sqrt, variances
-from poster_jax.kernels.stax.windows import Window, mean_of_equal_shifts, mean_of_shifts_alone
+from poster_jax.kernels.stax.windows import (
+    Window,
+    examples_innermost,
+    sum_of_equal_shifts,
+)
 
 __all__ = ["gap_of_inputs", "same_entry", "through_mean", "through_shifts", "through_sum"]
 
@@ -29,20 +36,22 @@ __all__ = ["gap_of_inputs", "same_entry", "through_mean", "through_shifts", "thr
 _DIRECT_CHANNELS = 8
 
 
-def _deficit(k: Any, product: Any, gap: Any) -> Any:
-    """r1 r2 - k, from product = r1 r2."""
-    return jnp.where(k >= 0, gap, 2 * product - gap)
+def _deficits(k: Any, gap: Any, product: Any, *, nonnegative: bool) -> tuple[Any, ...]:
+    """(r1 r2 - k, r1 r2 + k) from product = r1 r2; only the first, where k cannot be negative."""
+    if nonnegative:
+        return (gap,)
+    positive, other = jax.lax.stop_gradient(k) >= 0, 2 * product - gap
+    return jnp.where(positive, gap, other), jnp.where(positive, other, gap)
 
 
-def _distance(k: Any, gap: Any, rho1: Any, rho2: Any, scale: Any) -> Any:
-    """Half the squared distance of the scaled outputs; scale = s1 s2 > 0."""
-    return _deficit(k / scale, rho1 * rho2, gap / scale) + (rho1 - rho2) ** 2 / 2
+def _gap_of(deficits: tuple[Any, ...]) -> Any:
+    return jnp.maximum(functools.reduce(jnp.minimum, deficits), 0)
 
 
-def _gap_of_distance(distance: Any, rho1: Any, rho2: Any, scale: Any) -> Any:
-    """The gap again."""
-    lacking = jnp.maximum(distance - (rho1 - rho2) ** 2 / 2, 0)
-    return scale * jnp.minimum(lacking, jnp.maximum(2 * rho1 * rho2 - lacking, 0))
+def _normalised(parts: list[Any], total: Any) -> tuple[list[Any], Any]:
+    """a_t and C: the parts' deviations over the root of their length, and that root."""
+    root = safe_sqrt(safe_sqrt(total))
+    return [r / jnp.where(root > 0, root, 1) for r in parts], root
 
 
 def same_entry(x: Any, batch_ndim: int, diagonal_spatial: bool) -> Any:
@@ -59,88 +68,102 @@ def same_entry(x: Any, batch_ndim: int, diagonal_spatial: bool) -> Any:
     return same
 
 
-def through_shifts(k: Any, windows: tuple[Window, ...], *, reads_outside: bool) -> tuple[Any, Any]:
+def through_shifts(k: Any, windows: tuple[Window, ...]) -> tuple[Any, Any]:
     """nngp and gap after a mean over equal shifts of both positions.
 
     Args:
       k: a `Carried` kernel whose gap is known.
       windows: of the filter, one an axis.
-      reads_outside: whether a shift of a pair can leave the input with one position only.
     """
     return _through_shifts(
-        *diagonal_variances(k), k.nngp, k.gap, windows=windows, reads_outside=reads_outside,
-        diagonal_spatial=k.diagonal_spatial,
+        *diagonal_variances(k), k.nngp, k.gap, windows=windows,
+        diagonal_spatial=k.diagonal_spatial, nonnegative=k.nonnegative,
     )  # fmt: skip
 
 
 # Compiled as one, since its many small operations would take long to compile one by one.
-@functools.partial(jax.jit, static_argnames=("diagonal_spatial", "reads_outside", "windows"))
+@functools.partial(jax.jit, static_argnames=("diagonal_spatial", "nonnegative", "windows"))
 def _through_shifts(
-    v1: Any, v2: Any, nngp: Any, gap: Any, *, windows: Any, reads_outside: bool,
-    diagonal_spatial: bool,
+    v1: Any, v2: Any, nngp: Any, gap: Any, *, windows: Any, diagonal_spatial: bool,
+    nonnegative: bool,
 ) -> tuple[Any, Any]:  # fmt: skip
-    def shifts(x, batch_ndim, diagonal_spatial):
-        return mean_of_equal_shifts(x, windows, batch_ndim, diagonal_spatial=diagonal_spatial)
-
     v1, v2 = (jax.lax.stop_gradient(v) for v in (v1, v2))
-    positions = tuple(range(1, v1.ndim))
-    s1, s2 = (safe_sqrt(jnp.mean(v, positions, keepdims=True)) for v in (v1, v2))
-    s1, s2 = (jnp.where(s > 0, s, 1) for s in (s1, s2))
     end = 1 if diagonal_spatial else v1.ndim
 
-    def pairs(x, y):
-        return _pairs.rows(x, 0, end), _pairs.columns(y, 0, end)
+    def left(x):
+        return _pairs.rows(x, 0, end)
 
-    (scale1, scale2), squares = pairs(s1, s2), (v1 / s1**2, v2 / s2**2)
-    scale = scale1 * scale2
-    before = _distance(jax.lax.stop_gradient(nngp), gap, *pairs(*map(safe_sqrt, squares)), scale)
-    after = shifts(before, 2, diagonal_spatial)
-    means = [shifts(square, 1, True) for square in squares]
-    if reads_outside and not diagonal_spatial:
-        for side, square in zip((0, 1), squares, strict=True):
-            alone = mean_of_shifts_alone(square, windows, 1)
-            after = after + (alone[:, None] if side == 0 else _exchanged(alone)[None]) / 2
-    gap = _gap_of_distance(after, *pairs(*map(safe_sqrt, means)), scale)
-    left, right = pairs(*means)
-    value = scale * ((left + right) / 2 - after)
-    return _with_value(lambda x: shifts(x, 2, diagonal_spatial), nngp, value), gap
+    def right(x):
+        return _pairs.columns(x, 0, end)
+
+    product = left(safe_sqrt(v1)) * right(safe_sqrt(v2))
+    deficits = _deficits(nngp, gap, product, nonnegative=nonnegative)
+    for i, window in enumerate(windows):  # an axis at a time: few parts each
+        (first, root1, v1), (second, root2, v2) = (_taps(v, window, 1 + i) for v in (v1, v2))
+        differences = [
+            left(a) * right(root2) - right(b) * left(root1)
+            for a, b in zip(first, second, strict=True)
+        ]
+        excess = sum(x**2 for x in differences) / 2
+        deficits = tuple(
+            sum_of_equal_shifts(d, window, i, 2, diagonal_spatial=diagonal_spatial) + excess
+            for d in deficits
+        )
+    count = math.prod(w.taps for w in windows)
+    deficits = tuple(d / count for d in deficits)
+    product = left(safe_sqrt(v1 / count)) * right(safe_sqrt(v2 / count))
+    value = product - deficits[0]
+    if not nonnegative:
+        value = jnp.where(deficits[0] <= deficits[1], value, deficits[1] - product)
+
+    def linear(x):
+        for i, window in enumerate(windows):
+            x = sum_of_equal_shifts(x, window, i, 2, diagonal_spatial=diagonal_spatial)
+        return x / count
+
+    return _with_value(linear, nngp, value), _gap_of(deficits)
 
 
-def _exchanged(x: Any) -> Any:
-    """(n, h, h', w, w') as (n, h', h, w', w)."""
-    pairs = [axis for i in range(1, x.ndim, 2) for axis in (i + 1, i)]
-    return jnp.transpose(x, (0, *pairs))
+def _taps(v: Any, window: Window, axis: int) -> tuple[list[Any], Any, Any]:
+    """a_t of every tap, C, and the sum of variances, each with the outputs along `axis`."""
+    shape = [1] * v.ndim
+    shape[axis] = window.out
+    parts = [
+        jnp.take(v, np.maximum(source, 0), axis) * jnp.asarray(source >= 0, v.dtype).reshape(shape)
+        for source in window.sources
+    ]
+    total = functools.reduce(jnp.add, parts)
+    normalised, root = _normalised([safe_sqrt(part) for part in parts], total)
+    return [examples_innermost(a, 1) for a in normalised], examples_innermost(root, 1), total
 
 
 def through_mean(k: Any) -> Any:
     """The gap after averaging equal positions (`k` keeps only those)."""
     v1, v2 = (jax.lax.stop_gradient(v) for v in diagonal_variances(k))
     positions = tuple(range(1, v1.ndim))
-    s1, s2 = (safe_sqrt(jnp.mean(v, positions, keepdims=True)) for v in (v1, v2))
-    s1, s2 = (jnp.where(s > 0, s, 1) for s in (s1, s2))
-    scale = s1[:, None] * s2[None]
-    rho1, rho2 = safe_sqrt(v1)[:, None] / s1[:, None], safe_sqrt(v2)[None] / s2[None]
-    apart = _distance(jax.lax.stop_gradient(k.nngp), k.gap, rho1, rho2, scale)
-    mean = jnp.mean(apart, tuple(range(2, apart.ndim)))
-    # The mean of rho^2 is 1 on both sides by the choice of scales, or 0 where nothing is there.
-    ones = [jnp.where(jnp.any(v > 0, positions), 1.0, 0.0).astype(v.dtype) for v in (v1, v2)]
-    return _gap_of_distance(mean, ones[0][:, None], ones[1][None], scale.reshape(mean.shape))
+    ((a,), root1), ((b,), root2) = (
+        _normalised([safe_sqrt(v)], jnp.sum(v, positions, keepdims=True)) for v in (v1, v2)
+    )
+    product = safe_sqrt(v1)[:, None] * safe_sqrt(v2)[None]
+    excess = (a[:, None] * root2[None] - b[None] * root1[:, None]) ** 2 / 2
+    deficits = _deficits(k.nngp, k.gap, product, nonnegative=k.nonnegative)
+    return _gap_of(tuple(jnp.mean(d + excess, tuple(range(2, d.ndim))) for d in deficits))
 
 
 def through_sum(ks: Any) -> Any:
     """The gap of the sum of independent branches."""
-    deviations = [tuple(map(safe_sqrt, variances(k))) for k in ks]
-    left, right = (safe_sqrt(sum(r[i] ** 2 for r in deviations)) for i in (0, 1))
-    left, right = (jnp.where(s > 0, s, 1) for s in (left, right))
-    scale = left * right
-    apart = sum(
-        _distance(k.nngp, k.gap, r1 / left, r2 / right, scale)
-        for k, (r1, r2) in zip(ks, deviations, strict=True)
+    squares = [variances(k) for k in ks]
+    (first, root1), (second, root2) = (
+        _normalised([safe_sqrt(v[side]) for v in squares], sum(v[side] for v in squares))
+        for side in (0, 1)
     )
-    ones = [
-        jnp.where(sum(r[i] for r in deviations) > 0, 1.0, 0.0).astype(scale.dtype) for i in (0, 1)
+    excess = sum((a * root2 - b * root1) ** 2 for a, b in zip(first, second, strict=True)) / 2
+    branches = [
+        _deficits(k.nngp, k.gap, safe_sqrt(v1) * safe_sqrt(v2), nonnegative=False)
+        for k, (v1, v2) in zip(ks, squares, strict=True)
     ]
-    return jax.lax.stop_gradient(_gap_of_distance(apart, *ones, scale))
+    totals = (functools.reduce(jnp.add, parts) + excess for parts in zip(*branches, strict=True))
+    return jax.lax.stop_gradient(_gap_of(tuple(totals)))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -171,11 +194,15 @@ def gap_of_inputs(x1: Any, x2: Any, k: Any, *, diagonal_spatial: bool, same_batc
       pairs, without a matrix product).
     """
     r1, r2 = (safe_sqrt(jnp.mean(x**2, -1)) for x in (x1, x2))
-    u1, u2 = (x / jnp.where(r > 0, r, 1)[..., None] for x, r in ((x1, r1), (x2, r2)))
+
+    def unit(x, r):  # called where it is needed, which is seldom
+        return x / jnp.where(r > 0, r, 1)[..., None]
+
     end = 1 if diagonal_spatial else r1.ndim
     product = _pairs.rows(r1, 0, end) * _pairs.columns(r2, 0, end)
 
     def all_pairs(_):
+        u1, u2 = unit(x1, r1), unit(x2, r2)
         num_channels = u1.shape[-1]
         if num_channels <= _DIRECT_CHANNELS:
             return product * _half_mean_square(
@@ -193,7 +220,7 @@ def gap_of_inputs(x1: Any, x2: Any, k: Any, *, diagonal_spatial: bool, same_batc
         sums, _ = jax.lax.scan(add, (jnp.zeros_like(k), jnp.zeros_like(k)), channels)
         return product * jnp.minimum(*sums) / (2 * num_channels)
 
-    if u1.shape[-1] <= _DIRECT_CHANNELS:
+    if x1.shape[-1] <= _DIRECT_CHANNELS:
         return all_pairs(None)
 
     near = jnp.maximum(product - jnp.abs(k), 0)
@@ -209,8 +236,9 @@ def gap_of_inputs(x1: Any, x2: Any, k: Any, *, diagonal_spatial: bool, same_batc
         lefts, rights = (
             (positions, positions) if diagonal_spatial else (positions[::2], positions[1::2])
         )
-        a, b = u1[(batch[0], *lefts)], u2[(batch[1], *rights)]
-        scale = r1[(batch[0], *lefts)] * r2[(batch[1], *rights)]
+        left, right = (batch[0], *lefts), (batch[1], *rights)
+        a, b = unit(x1[left], r1[left]), unit(x2[right], r2[right])
+        scale = r1[left] * r2[right]
         squares = jnp.minimum(jnp.mean((a - b) ** 2, -1), jnp.mean((a + b) ** 2, -1))
         return near.at[pairs].set(scale * squares / 2, mode="drop")
 

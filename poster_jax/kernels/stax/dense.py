@@ -10,6 +10,7 @@ from poster_jax.kernels.stax._carried import Carried, scales
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import supports_masking
 from poster_jax.kernels.stax.requirements import Diagonal, requires
+from poster_jax.kernels.stax.windows import examples_innermost
 
 __all__ = ["Dense", "Identity", "affine", "affine_gap"]
 
@@ -123,6 +124,7 @@ def Dense(  # noqa: N802
             cov1=cov1,
             cov2=cov2,
             gap=gap,
+            nonnegative=getattr(k, "nonnegative", False),
             is_gaussian=True,
             is_input=False,
             few_channels=False,
@@ -145,8 +147,10 @@ def affine(covariance: Any, W_std: Any, b_std: Any) -> Any:
 def affine_gap(k: Carried, W_std: Any, b_std: Any) -> Any:
     """The gap after `affine`, from the kernel before it, by sums of positive terms only.
 
-    With a = W r, b the bias and r' = sqrt(a^2 + b^2): r1' r2' - a1 a2 - b^2 =
-    b^2 (a1 - a2)^2 / (r1' r2' + a1 a2 + b^2), which no subtraction of large numbers enters.
+    With a = W r, b the bias and r' = sqrt(a^2 + b^2), the vector (a, b) has the angle psi and the
+    length r', and r1' r2' - a1 a2 - b^2 = 2 r1' r2' sin^2((psi1 - psi2) / 2). With the half angles
+    in A = sqrt(r' + a), B = b / A that is (A1 B2 - B1 A2)^2 / 2: no subtraction of large numbers
+    enters, and no pair needs a division.
 
     Source: this library.
     """
@@ -154,14 +158,18 @@ def affine_gap(k: Carried, W_std: Any, b_std: Any) -> Any:
         return None
     gap = W_std**2 * k.gap
     if b_std is not None:
-        r1, r2 = scales(k)
-        a1, a2, b2 = W_std * r1, W_std * r2, jnp.square(b_std)
-        product = a1 * a2
-        new_product = jnp.sqrt(a1**2 + b2) * jnp.sqrt(a2**2 + b2)
-        denominator = new_product + product + b2
-        excess = jnp.where(
-            denominator > 0, b2 * (a1 - a2) ** 2 / jnp.where(denominator > 0, denominator, 1), 0
-        )
-        opposite = jnp.where(affine(k.nngp, W_std, b_std) >= 0, 2 * product - gap, 2 * b2 + gap)
-        gap = excess + jnp.where(k.nngp >= 0, gap, opposite)
+        a1, a2 = (jnp.abs(W_std) * r for r in scales(k))
+        b2 = jnp.square(b_std)
+        (A1, B1), (A2, B2) = (_half_angle(a, b2) for a in (a1, a2))
+        if not k.nonnegative:
+            positive = affine(k.nngp, W_std, b_std) >= 0
+            opposite = jnp.where(positive, 2 * a1 * a2 - gap, 2 * b2 + gap)
+            gap = jnp.where(k.nngp >= 0, gap, opposite)
+        gap = gap + (A1 * B2 - B1 * A2) ** 2 / 2
     return jax.lax.stop_gradient(gap)
+
+
+def _half_angle(a: Any, b2: Any) -> tuple[Any, Any]:
+    A = jnp.sqrt(jnp.sqrt(a**2 + b2) + a)
+    B = jnp.where(A > 0, jnp.sqrt(b2) / jnp.where(A > 0, A, 1), 0)
+    return (A, examples_innermost(B, 2)) if a.ndim > 2 else (A, B)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from poster_jax.core.checks import is_traced
 from poster_jax.kernels.stax._angle import angle
 from poster_jax.kernels.stax._carried import relative_gap, safe_sqrt
 from poster_jax.kernels.stax._elementwise import Dual, Image, elementwise, smooth
@@ -49,18 +50,27 @@ def ABRelu(a: Any, b: Any, do_stabilize: bool = False) -> Any:  # noqa: N802
     def fn(x):
         return a * jnp.minimum(x, 0) + b * jnp.maximum(x, 0)
 
-    def cross(k, v1, v2, gap):
-        return _rectified(k, v1, v2, gap, a, b)
+    known = not is_traced((a, b)) and bool(np.all(a * b <= 0))  # then no value is negative
 
-    return elementwise(fn, Dual(cross, lambda v: (a**2 + b**2) / 2 * v), f"ABRelu({a}, {b})")
+    def cross(k, v1, v2, gap, nonnegative=False):
+        image = _rectified(k, v1, v2, gap, a, b, nonnegative=nonnegative)
+        return image._replace(nonnegative=known or nonnegative)
+
+    def variance(v):
+        return (a**2 + b**2) / 2 * v
+
+    return elementwise(fn, Dual(cross, variance, knows_sign=True), f"ABRelu({a}, {b})")
 
 
-@jax.jit
-def _rectified(k: Any, v1: Any, v2: Any, gap: Any, a: Any, b: Any) -> Image:
+@functools.partial(jax.jit, static_argnames="nonnegative")
+def _rectified(k: Any, v1: Any, v2: Any, gap: Any, a: Any, b: Any, *, nonnegative: bool) -> Image:
     g, h = (a - b) ** 2 / (2 * math.pi), (a**2 + b**2) / 2
     product = safe_sqrt(v1) * safe_sqrt(v2)
     gap = jax.lax.stop_gradient(jnp.maximum(product - jnp.abs(k), 0) if gap is None else gap)
     phi, q = angle(k, v1, v2, gap)
+    if nonnegative:
+        new_gap = jax.lax.stop_gradient(jnp.maximum(h * gap - g * q, 0))
+        return Image(h * k + g * q, h - g * phi, new_gap)
     same_sign = k >= 0
     value = jnp.where(same_sign, h * k, a * b * k) + g * q
     slope = jnp.where(same_sign, h - g * phi, a * b + g * phi)

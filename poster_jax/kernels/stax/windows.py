@@ -70,12 +70,6 @@ class Window:
         return np.sum(self.sources[..., None] == np.arange(self.size), 0, dtype=float)
 
     @property
-    def alone(self) -> np.ndarray:
-        """float (out, out, size): taps of the first that read an input, the second nothing."""
-        reads = (self.sources[..., None] == np.arange(self.size)).astype(float)
-        return np.einsum("toi,tp->opi", reads, (self.sources < 0).astype(float))
-
-    @property
     def pairs(self) -> np.ndarray:
         """float (out^2, size^2): how many taps of two outputs read two inputs at once."""
         reads = (self.sources[..., None] == np.arange(self.size)).astype(float)
@@ -162,49 +156,24 @@ def mean_of_equal_shifts(
     if x is None or x.ndim == 0:
         return x
     scale = 1 / math.prod(w.taps for w in windows)
-    times = 1 if diagonal_spatial else 2
-    shifted = _prefers_shifts(x, batch_ndim)
     for i, window in enumerate(windows):
-        axis = batch_ndim + times * i
-        if shifted:
-            x = _examples_innermost(_shift_and_add(x, axis, window, times), batch_ndim)
-        elif diagonal_spatial:
-            x = _apply([window.incidence], x, axis)
-        elif window.size <= _LARGEST_MATRIX:
-            x = _apply_to_pair(window.pairs, x, axis, window.out)
-        else:
-            x = _shift_and_add(x, axis, window, times)
+        x = sum_of_equal_shifts(x, window, i, batch_ndim, diagonal_spatial=diagonal_spatial)
     return x * scale
 
 
-def mean_of_shifts_alone(x: Any, windows: Sequence[Window], batch_ndim: int) -> Any:
-    """What a window's mean of `x` owes to taps that read nothing at another output.
-
-    With it a sum over taps of the one that are missing in the other needs no difference of sums,
-    and is exactly 0 where both outputs are the same.
-
-    Args:
-      x: (batch..., h, w).
-      windows: one an axis.
-      batch_ndim: how many batch axes lead.
-
-    Returns:
-      (batch..., h, h', w, w'), h the output whose inputs are summed.
-    """
-    both, alone = x, None  # of the axes so far: all taps read at both; some read at the first only
-    for i, window in enumerate(windows):
-        axis = batch_ndim + 2 * i
-        each = window.incidence[:, None] + np.zeros((1, window.out, 1))
-        new = _apply_cube(window.alone, both, axis)
-        alone = new if alone is None else new + _apply_cube(each, alone, axis)
-        both = _apply_cube(each - window.alone, both, axis)
-    return alone / math.prod(w.taps for w in windows)
-
-
-def _apply_cube(cube: np.ndarray, x: Any, axis: int) -> Any:
-    """(out, out', in) on one axis, which becomes two."""
-    flat = _apply([cube.reshape(-1, cube.shape[-1])], x, axis)
-    return flat.reshape(*x.shape[:axis], *cube.shape[:2], *x.shape[axis + 1 :])
+def sum_of_equal_shifts(
+    x: Any, window: Window, i: int, batch_ndim: int, *, diagonal_spatial: bool
+) -> Any:
+    """One axis of `mean_of_equal_shifts`, the `i`-th, without the division by the taps."""
+    times = 1 if diagonal_spatial else 2
+    axis = batch_ndim + times * i
+    if _prefers_shifts(x, batch_ndim):
+        return examples_innermost(_shift_and_add(x, axis, window, times), batch_ndim)
+    if diagonal_spatial:
+        return _apply([window.incidence], x, axis)
+    if window.size <= _LARGEST_MATRIX:
+        return _apply_to_pair(window.pairs, x, axis, window.out)
+    return _shift_and_add(x, axis, window, times)
 
 
 # Beyond this many positions a band matrix over pairs of positions is mostly zeros, and shifts win.
@@ -219,12 +188,16 @@ def _prefers_shifts(x: Any, batch_ndim: int) -> bool:
     return on_cpu and math.prod(x.shape[:batch_ndim]) >= _VECTOR
 
 
-def _examples_innermost(x: Any, batch_ndim: int) -> Any:
-    """`x` with the examples innermost in memory; what is computed from it follows.
+def examples_innermost(x: Any, batch_ndim: int) -> Any:
+    """`x` with the examples innermost in memory, where that is faster.
 
     Padding and slicing of short axes of positions breaks up loops if these are innermost: one
-    window sum then takes ten times a copy, so less than twice a copy.
+    window sum then takes ten times a copy, so less than twice a copy. What is computed from `x`
+    follows if its own last result is constrained too: a chain of layers in two layouts would write
+    every number of its polynomials as an array.
     """
+    if not _prefers_shifts(x, batch_ndim):
+        return x
     order = (*range(batch_ndim, x.ndim), *range(batch_ndim))
     return with_layout_constraint(x, Layout(major_to_minor=order))
 

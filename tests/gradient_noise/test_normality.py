@@ -11,8 +11,9 @@ from scipy import special, stats
 from poster_jax import gradient_noise as gn
 from poster_jax.gradient_noise.normality import _normal_tails, _sorting
 
-SIZES = (3, 4, 5, 6, 11, 12, 50, 1000, 5000)
+SIZES = (*range(3, 13), 50, 1000, 5000)
 NAMES = ("shapiro_wilk", "anderson_darling", "dagostino_k2", "jarque_bera")
+OLD = "stephens1974"
 
 
 def kinds(size, seed=0):
@@ -135,10 +136,12 @@ def test_axes_jit_and_vmap(name):
 
 def test_several_tests_are_the_single_ones():
     x = kinds(30)
-    found = gn.normality_tests(x, tests=NAMES)
-    assert set(found) == set(NAMES)
-    for name in NAMES:
-        single = ours(name, x)
+    old = f"anderson_darling_{OLD}"
+    found = gn.normality_tests(x, tests=(*NAMES, old))
+    assert set(found) == {*NAMES, old}
+    for name in found:
+        options = {"critical_values": OLD} if name == old else {}
+        single = ours("anderson_darling" if name == old else name, x, **options)
         np.testing.assert_allclose(found[name].statistic, single.statistic, rtol=1e-5)
         np.testing.assert_allclose(found[name].pvalue, single.pvalue, rtol=1e-5, atol=1e-30)
 
@@ -179,6 +182,23 @@ def test_both_tables_of_critical_values():
     _, old = gn.anderson_darling_critical_values(50, table="stephens1974")
     # as scipy up to 1.16 gives them for 50 numbers, rounded to three decimals
     np.testing.assert_allclose(old, [0.538, 0.613, 0.736, 0.858, 1.021], atol=6e-4)
+
+
+def test_the_table_of_1974_rejects_what_exceeds_it(x64):
+    x = np.random.default_rng(0).normal(size=(3000, 30))
+    x[0] = 1.0
+    new, old = (ours("anderson_darling", x, critical_values=t) for t in ("dagostino", OLD))
+    np.testing.assert_array_equal(old.statistic, new.statistic)
+    assert np.isnan(old.pvalue[0])
+    found = []
+    for value in (0.576, 0.656, 0.787, 0.918, 1.092):
+        found.append(old.statistic > value / (1 + 4 / 30 - 25 / 30**2))
+    for level, exceeds in zip((0.15, 0.1, 0.05, 0.025, 0.01), found, strict=True):
+        np.testing.assert_array_equal(old.pvalue < level, exceeds)
+        assert 0 < exceeds.sum() < 600
+    in_order = old.pvalue[np.argsort(old.statistic)][:-1]
+    assert (np.diff(in_order) <= 0).all()
+    assert in_order[0] == 1
 
 
 def test_pvalue_of_anderson_darling_is_that_of_its_critical_values(x64):

@@ -29,6 +29,16 @@ def test_the_other_tests_have_no_upper_end():
     ("call", "error", "message"),
     [
         (lambda: gn.anderson_darling(X[:, :2]), ValueError, "at least 3 numbers .*, got 2"),
+        (
+            lambda: gn.anderson_darling(X, critical_values="stephens"),
+            ValueError,
+            "critical_values must be one of .* Did you mean 'stephens1974'",
+        ),
+        (
+            lambda: gn.anderson_darling(X[:, :3], critical_values="stephens1974"),
+            ValueError,
+            "at least 4 numbers .*, got 3",
+        ),
         (lambda: gn.dagostino_k2(X[:, :7]), ValueError, "at least 8 numbers"),
         (lambda: gn.jarque_bera(X[:, :2]), ValueError, "at least 3 numbers"),
         (lambda: gn.shapiro_wilk(X, axis=2), ValueError, "axis must be an axis of samples"),
@@ -58,6 +68,11 @@ def test_the_other_tests_have_no_upper_end():
             lambda: gn.gaussianity(np.zeros((2, 5001)), KEY),
             ValueError,
             "samples must hold between 3 and 5000 numbers along axis -1 for shapiro_wilk, got 5001",
+        ),
+        (
+            lambda: gn.gaussianity(X[:, :2], KEY),
+            ValueError,
+            "samples must hold between 3 and 5000 numbers along axis -1 for shapiro_wilk, got 2",
         ),
         (lambda: gn.critical_batch_size(X, num_samples=0), ValueError, "num_samples must be at"),
         (lambda: gn.critical_batch_size(X[0], num_samples=9), ValueError, "projections must be a"),

@@ -14,7 +14,9 @@ from poster_jax.gradient_noise.normality._samples import (
 )
 from poster_jax.gradient_noise.normality.anderson_darling import (
     ANDERSON_SIZES,
+    STEPHENS_SIZES,
     anderson_darling_of_sorted,
+    stephens_1974_of_sorted,
 )
 from poster_jax.gradient_noise.normality.moments import (
     DAGOSTINO_SIZES,
@@ -29,6 +31,7 @@ __all__ = ["TESTS", "check_tests", "departures", "normality_tests", "statistic_o
 TESTS = {
     "shapiro_wilk": (shapiro_wilk_of_sorted, SHAPIRO_SIZES),
     "anderson_darling": (anderson_darling_of_sorted, ANDERSON_SIZES),
+    "anderson_darling_stephens1974": (stephens_1974_of_sorted, STEPHENS_SIZES),
     "dagostino_k2": (dagostino_k2_of_centred, DAGOSTINO_SIZES),
     "jarque_bera": (jarque_bera_of_centred, JARQUE_BERA_SIZES),
 }
@@ -45,7 +48,8 @@ def normality_tests(
     Args:
       samples: real, any shape, float16 to float64.
       axis: along which one sample lies; M numbers.
-      tests: names, of "shapiro_wilk", "anderson_darling", "dagostino_k2" and "jarque_bera".
+      tests: names, of "shapiro_wilk", "anderson_darling", "dagostino_k2", "jarque_bera" and
+        "anderson_darling_stephens1974", which rejects by the older table of critical values.
 
     Returns:
       A NormalityTest for each name, as the function of that name gives it.

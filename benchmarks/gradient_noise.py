@@ -1,4 +1,4 @@
-"""Projections of per-example gradients against torch.func, BackPACK and Opacus.
+"""Tests of normality against scipy; projections against torch.func, BackPACK and Opacus.
 
     python -m benchmarks.gradient_noise --json=out/benchmarks/gradient_noise.json
 
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from benchmarks._gradient_noise_tests import tests_rows
 from benchmarks._harness import Peer, compile_seconds, in_turn, row, timed, write_rows
 from benchmarks._problems import KEY, Problem, digits, save, trained
 from poster_jax import gradient_noise as gn
@@ -35,7 +36,7 @@ _JSON = flags.DEFINE_string("json", None, "file to write the rows to")
 _PEERS = flags.DEFINE_string("peers_python", ".venv-peers/bin/python", "a Python that has torch")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "timed repeats of each side", lower_bound=1)
 _PARTS = flags.DEFINE_list(
-    "parts", "mlp,cnn,resnet8,resampling,hadamard,covariance", "which parts to run"
+    "parts", "tests,mlp,cnn,resnet8,resampling,hadamard,covariance", "which parts to run"
 )
 _EXAMPLES = flags.DEFINE_integer("examples", 0, "fewer examples than the rows name; 0 takes all")
 _BITS = flags.DEFINE_integer("hadamard_bits", 24, "log2 of the parameters of the Hadamard row")
@@ -232,6 +233,8 @@ def main(_: list[str]) -> None:
         for part in _PARTS.value:
             if part in builders:
                 rows += projections(builders[part](), peer, Path(name))
+            elif part == "tests":
+                rows += tests_rows(_REPEATS.value)
             elif part == "resampling":
                 rows += resampling(mlp())
             elif part == "hadamard":

@@ -1,5 +1,7 @@
 """Distinct random integers out of a long range, without permuting the range."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +12,7 @@ from poster_jax.core.typing import Array, Int, PRNGKey
 ROUNDS = 6
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def distinct_integers(key: PRNGKey, num: int, below: int) -> Int[Array, "num"]:
     """`num` distinct integers from 0 to `below - 1`, in O(num) time and memory.
 

@@ -80,17 +80,7 @@ class Directions:
 
     def project_vector(self, vector: Float[Array, "P"]) -> Float[Array, "R"]:
         """The R inner products with a vector of the leaves on which the directions lie."""
-        if self.kind == "coordinates":
-            return vector[self.rows]
-        if self.kind == "hadamard":
-            padding = padded_size(self.dim) - self.dim
-            mixed = transform(jnp.pad(vector * self._signs(), (0, padding)))
-            return mixed[self.rows] / self.dim**0.5
-        product = lambda row: jnp.matmul(self._row(row), vector, precision="highest")  # noqa: E731
-        block = max(1, BLOCK // self.dim)
-        if block >= self.num:
-            return jax.vmap(product)(self.rows)
-        return jax.lax.map(product, self.rows, batch_size=block if block > 1 else None)
+        return self._project(vector)
 
     @property
     def fits(self) -> bool:
@@ -116,10 +106,29 @@ class Directions:
         """The same directions, drawn now if they fit."""
         if self.kind not in ("gaussian", "rademacher") or not self.fits:
             return self
-        vectors = jax.vmap(self._row)(self.rows)
+        vectors = self._drawn()
         return dataclasses.replace(
             self, rows=jnp.arange(self.num, dtype=jnp.int32), source=vectors, kind="given"
         )
+
+    @jax.jit
+    def _project(self, vector: Array) -> Array:
+        rows = self.rows
+        if self.kind == "coordinates":
+            return vector[rows]
+        if self.kind == "hadamard":
+            padding = padded_size(self.dim) - self.dim
+            mixed = transform(jnp.pad(vector * self._signs(), (0, padding)))
+            return mixed[rows] / self.dim**0.5
+        product = lambda row: jnp.matmul(self._row(row), vector, precision="highest")  # noqa: E731
+        block = max(1, BLOCK // self.dim)
+        if block >= self.num:
+            return jax.vmap(product)(rows)
+        return jax.lax.map(product, rows, batch_size=block if block > 1 else None)
+
+    @jax.jit
+    def _drawn(self) -> Array:
+        return jax.vmap(self._row)(self.rows)
 
     def _row(self, row: Array) -> Array:
         size, dtype = self.dim, self.layout.dtype
@@ -228,9 +237,13 @@ def directions_along(vectors: Params) -> Directions:
     check_params(vectors, "vectors")
     num = num_examples(vectors, "vectors")
     layout = layout_of(jax.tree.map(lambda leaf: leaf[0], vectors), None)
-    rows = jax.vmap(lambda tree: layout.join(jax.tree.leaves(tree)))(vectors)
+    rows = _unit_rows(jax.vmap(lambda tree: layout.join(jax.tree.leaves(tree)))(vectors))
+    return Directions(jnp.arange(num, dtype=jnp.int32), rows, "given", layout)
+
+
+@jax.jit
+def _unit_rows(rows: Array) -> Array:
     largest = jnp.abs(rows).max(axis=1, keepdims=True)  # squares of tiny numbers vanish
     rows = rows / jnp.where(largest > 0, largest, 1)
     lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
-    rows = rows / jnp.where(lengths > 0, lengths, 1)
-    return Directions(jnp.arange(num, dtype=jnp.int32), rows, "given", layout)
+    return rows / jnp.where(lengths > 0, lengths, 1)

@@ -69,7 +69,12 @@ def rows_of(tree):
 
 def matrix_of(directions):
     """The directions as a float64 matrix (R, P), one a row."""
-    return rows_of(jax.vmap(directions.tangent)(jnp.arange(directions.num)))
+    return rows_of(_tangents(directions))
+
+
+@jax.jit
+def _tangents(directions):
+    return jax.vmap(directions.tangent)(jnp.arange(directions.num))
 
 
 @pytest.fixture(scope="session")

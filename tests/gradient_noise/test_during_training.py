@@ -9,6 +9,7 @@ import scipy.stats
 
 from poster_jax.core import training
 from poster_jax.gradient_noise import (
+    directions_along,
     noise_observer,
     noise_scale,
     per_example_projections,
@@ -43,6 +44,17 @@ def test_fit_records_what_scipy_says_of_the_noise_at_these_parameters(net, run):
     _, batch, directions, _, _, fit = run
     checkpoints, keys, records = fit.metrics
     assert records.rejected_fraction.shape == (3, 2)
+
+    @jax.jit
+    def samples_at(params, key):
+        found = per_example_projections(net.loss_fn, params, batch, directions)
+        return [
+            resample_projections(
+                found, jax.random.fold_in(key, size), batch_size=size, num_batches=25
+            )
+            for size in (4, 16)
+        ]
+
     for i, step in enumerate(STEPS):
         params = jax.tree.map(lambda a, i=i: a[i], checkpoints)
         gradients = net.numpy_gradients(params, batch)
@@ -56,11 +68,7 @@ def test_fit_records_what_scipy_says_of_the_noise_at_these_parameters(net, run):
             rtol=1e-3,
         )
         key = jax.random.fold_in(jax.random.fold_in(keys[i], 2**32 - 2), step)
-        found = per_example_projections(net.loss_fn, params, batch, directions)
-        for j, size in enumerate((4, 16)):
-            samples = resample_projections(
-                found, jax.random.fold_in(key, size), batch_size=size, num_batches=25
-            )
+        for j, samples in enumerate(samples_at(params, key)):
             pvalues = [scipy.stats.shapiro(s).pvalue for s in np.asarray(samples, np.float64)]
             np.testing.assert_allclose(records.mean_pvalue[i, j], np.mean(pvalues), atol=2e-3)
             rejected = (np.array(pvalues) < 0.05).mean()
@@ -78,6 +86,28 @@ def test_random_directions_estimate_the_noise_scale_without_bias(net, key):
     # one direction's variance scatters by at most sqrt(2) of itself
     np.testing.assert_allclose(found.trace, exact.trace.mean, rtol=4 * np.sqrt(2 / 2000))
     np.testing.assert_allclose(found.squared_norm, exact.squared_norm.mean, rtol=0.13)
+
+
+def test_directions_without_noise_are_counted_and_have_no_part(key):
+    """One parameter has the same gradient for all examples, and 0.9 is no sum of powers of two."""
+    x = jax.random.normal(key, (30, 3)).at[:, 1].set(0.1)
+
+    def record(rows):
+        observer = noise_observer(
+            lambda w, x: 0.5 * jnp.mean(jnp.sum((w - x) ** 2, axis=-1)),
+            x,
+            directions_along(jnp.eye(3)[rows]),
+            batch_sizes=(2, 8),
+            num_batches=20,
+        )
+        return jax.jit(observer.at)(jnp.ones(3), key)
+
+    found, alone = record(np.array([0, 1, 2])), record(np.array([0, 2]))
+    assert found.num_degenerate.tolist() == [1, 1]
+    assert alone.num_degenerate.tolist() == [0, 0]
+    for field in ("kurtosis", "mean_pvalue", "rejected_fraction"):
+        assert np.isfinite(getattr(alone, field)).all()
+        np.testing.assert_allclose(getattr(found, field), getattr(alone, field), rtol=1e-5)
 
 
 def test_an_optimiser_that_records_makes_the_same_updates(net, run):

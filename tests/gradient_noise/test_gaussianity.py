@@ -53,7 +53,7 @@ def test_what_is_averaged_are_the_single_tests(key):
     np.testing.assert_allclose(found.skewness, np.median(abs(gn.skewness(x))), rtol=1e-5)
 
 
-@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("rank", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_level_on_concentrated_noise(rank):
     """The calibrated test rejects 5 % of Gaussian problems; the fraction itself scatters widely."""
     problems = 200
@@ -107,11 +107,22 @@ def test_directions_without_noise_are_counted_and_have_no_part(key):
                 getattr(test, field), getattr(alone.tests[name], field), rtol=1e-6
             )
         assert np.isfinite(test.surrogate_rejected).all()
-    none = gn.gaussianity(jnp.zeros((3, 50)), key, num_surrogates=9)
-    assert int(none.num_degenerate) == 3
+    none = gn.gaussianity(jnp.zeros((20, 50)), key, num_surrogates=9)
+    assert int(none.num_degenerate) == 20
     assert np.isnan(none.tests["shapiro_wilk"].mean_pvalue)
     assert np.isnan(none.tests["shapiro_wilk"].surrogate_pvalue)
     assert np.isnan(none.kurtosis)
+
+
+@pytest.mark.parametrize("size", [3, 5000, 5001])
+def test_the_ends_of_shapiro_and_wilks_range(key, size):
+    x = jax.random.normal(key, (2, size))
+    tests = ("anderson_darling",) if size == 5001 else ("shapiro_wilk", "anderson_darling")
+    found = gn.gaussianity(x, key, tests=tests, num_surrogates=1)
+    assert set(found.tests) == set(tests)
+    for name, test in found.tests.items():
+        np.testing.assert_allclose(test.mean_pvalue, getattr(gn, name)(x).pvalue.mean(), rtol=1e-4)
+        assert 0 < float(test.surrogate_mean_pvalue[0]) < 1
 
 
 def test_tiny_rows_are_judged_as_large_ones(key):

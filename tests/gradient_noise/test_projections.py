@@ -83,7 +83,7 @@ def test_every_way_answers_for_every_batch_size(net, key, x64):
         np.testing.assert_allclose(ask(mode), reverse, atol=1e-12)
 
 
-@pytest.mark.parametrize("examples", [5, 23])
+@pytest.mark.parametrize("examples", [5, pytest.param(23, marks=pytest.mark.slow)])
 def test_eight_devices_equal_one(net, examples, key):
     params, batch = net.make_problem(np.float32, examples=examples)
     directions = random_directions(_jax(params), key, num=11)
@@ -139,13 +139,12 @@ def test_batch_norm_in_training_mode_takes_whole_batches(net, normed, key):
     )
     rows = np.asarray(draw_batches(key, num_examples=len(batch[1]), **options))
     W = net.matrix_of(directions)
+    loss_of = lambda p, x, y: losses.softmax_cross_entropy(  # noqa: E731
+        model.apply_train(p, state, x, key)[0], y
+    )
+    gradient_of = jax.jit(jax.grad(loss_of))
     for m, chosen in enumerate(rows):
-        x, y = batch[0][chosen], batch[1][chosen]
-        gradient = jax.grad(
-            lambda p, x=x, y=y: losses.softmax_cross_entropy(
-                model.apply_train(p, state, x, key)[0], y
-            )
-        )(params)
+        gradient = gradient_of(params, batch[0][chosen], batch[1][chosen])
         np.testing.assert_allclose(ours[:, m], W @ net.flat(gradient), atol=1e-6)
     sizes = noise_projections(
         loss_fn, params, batch, directions, key, batch_sizes=(6,), num_batches=4, model_state=state

@@ -1,5 +1,7 @@
 """Noise covariance, noise scale and alignment against explicit matrices in float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,15 +127,9 @@ def test_two_batch_sizes_give_the_noise_scale_without_bias(x64):
         assert abs(float(estimate.mean) - exact) < 3 * float(estimate.stderr)
         assert float(estimate.stderr) < 0.1 * exact
     # the standard error is the spread over repetitions
-    halves = [
-        float(
-            noise_scale_from_norms(
-                jnp.asarray(a), jnp.asarray(b), small_batch=b1, large_batch=b2
-            ).simple.mean
-        )
-        for a, b in zip(np.split(n1, 40), np.split(n2, 40), strict=True)
-    ]
-    spread = np.std(halves, ddof=1) / 40**0.5
+    one = lambda a, b: noise_scale_from_norms(a, b, small_batch=b1, large_batch=b2)  # noqa: E731
+    parts = jax.jit(jax.vmap(one))(n1.reshape(40, -1), n2.reshape(40, -1)).simple.mean
+    spread = np.std(np.asarray(parts), ddof=1) / 40**0.5
     assert 0.6 < float(found.simple.stderr) / spread < 1.6
 
 
@@ -208,14 +204,15 @@ def test_overlap_of_subspaces_is_the_mean_squared_cosine(net):
     v, _ = np.linalg.qr(rng.normal(size=(12, 2)))
     tree = lambda m: {"a": jnp.asarray(m.T[:, :5]), "b": jnp.asarray(m.T[:, 5:].reshape(-1, 7, 1))}  # noqa: E731
     angles = np.linalg.svd(u.T @ v, compute_uv=False)
-    np.testing.assert_allclose(subspace_overlap(tree(u), tree(v)), (angles**2).mean(), rtol=1e-5)
-    np.testing.assert_allclose(subspace_overlap(tree(u), tree(u)), 1, rtol=1e-5)
+    overlap = jax.jit(subspace_overlap)
+    np.testing.assert_allclose(overlap(tree(u), tree(v)), (angles**2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(overlap(tree(u), tree(u)), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_values", [None, 50])
 def test_power_law_fit_is_scipys_maximum_likelihood_and_ks_distance(num_values, x64):
     values = scipy.stats.pareto.rvs(1.3, size=200, random_state=7) * 0.01
-    law = fit_power_law(jnp.asarray(values), num_values=num_values)
+    law = jax.jit(partial(fit_power_law, num_values=num_values))(values)
     top = np.sort(values)[::-1][:num_values]
     shape, _, scale = scipy.stats.pareto.fit(top, floc=0, fscale=top.min())
     np.testing.assert_allclose(law.exponent, 1 + shape, rtol=1e-6)

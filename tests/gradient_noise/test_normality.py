@@ -134,6 +134,16 @@ def test_axes_jit_and_vmap(name):
     np.testing.assert_allclose(together.pvalue, found.pvalue, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_population_of_one(name):
+    """XLA's CPU compiler has got chained sums wrong where a leading axis is 1."""
+    x = jnp.asarray(np.random.default_rng(6).normal(size=(70, 200)), jnp.float32)
+    alone = getattr(gn, name)(x)
+    of_one = jax.jit(jax.vmap(getattr(gn, name)))(x[None])
+    np.testing.assert_allclose(of_one.statistic[0], alone.statistic, rtol=1e-5)
+    np.testing.assert_allclose(of_one.pvalue[0], alone.pvalue, rtol=1e-3, atol=1e-6)
+
+
 def test_several_tests_are_the_single_ones():
     x = kinds(30)
     old = f"anderson_darling_{OLD}"

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +76,13 @@ def test_noise_is_exact_relative_to_itself_in_float32(key):
 def test_blocks_of_batches_change_nothing(key, monkeypatch):
     s = jax.random.normal(key, (3, 40))
     options = {"batch_size": 8, "num_batches": 21}
-    whole = resample_projections(s, key, **options)
+    assert "scan" not in str(jax.make_jaxpr(partial(resample_projections, **options))(s, key))
+    whole = jax.jit(partial(resample_projections, **options))(s, key)
     monkeypatch.setattr("poster_jax.gradient_noise.resampling.BLOCK", 40 * 4)
-    np.testing.assert_allclose(resample_projections(s, key, **options), whole, atol=1e-6)
+    in_blocks = jax.make_jaxpr(partial(resample_projections, **options))(s, key)
+    assert "scan" in str(in_blocks)
+    ours = jax.jit(partial(resample_projections, **options))(s, key)
+    np.testing.assert_allclose(ours, whole, atol=1e-6)
 
 
 def test_jit_and_vmap(key):
@@ -86,7 +91,7 @@ def test_jit_and_vmap(key):
         s, k, batch_size=8, num_batches=6, replacement=False
     )
     ours = jax.jit(jax.vmap(resample))(s, keys)
-    np.testing.assert_allclose(ours[1], resample(s[1], keys[1]), atol=1e-6)
+    np.testing.assert_allclose(ours[1], jax.jit(resample)(s[1], keys[1]), atol=1e-6)
 
 
 @pytest.mark.bad_input

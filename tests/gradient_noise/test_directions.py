@@ -61,7 +61,9 @@ def _unflatten(like, vector):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layer", [None, "first/kernel", "second"])
+@pytest.mark.parametrize(
+    "layer", [None, "first/kernel", pytest.param("second", marks=pytest.mark.slow)]
+)
 def test_project_and_tangent_are_one_matrix(net, kind, layer, key, x64):
     params, _ = net.make_problem()
     params = jax.tree.map(jnp.asarray, params)

@@ -232,7 +232,7 @@ def test_normal_tails_are_scipys():
     np.testing.assert_allclose(upper, special.log_ndtr(exact), rtol=5e-6, atol=1e-30)
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 16, 33])
+@pytest.mark.parametrize("size", [1, 2, 5, 16, pytest.param(33, marks=pytest.mark.slow)])
 def test_the_network_sorts(size):
     """By the 0-1 principle a network that sorts zeros and ones sorts; random numbers beside."""
     rng = np.random.default_rng(0)

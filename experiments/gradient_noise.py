@@ -122,7 +122,8 @@ def _measure(
     """Everything `measure_one` gives, leaves (seeds, checkpoints, ...)."""
     shape = (run.settings.num_seeds, len(run.settings.checkpoints))
     flat = jax.tree.map(
-        lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (trained["params"], trained["state"])
+        lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]),
+        (trained["params"], trained["state"]),
     )
     keys = jax.random.split(jax.random.fold_in(key, 1), shape[0] * shape[1])
     # One theta after another: the surrogates of one fill the cache.

@@ -48,16 +48,17 @@ def tile_sizes(x1: Any, x2: Any, asked: Mapping[str, Any]) -> tuple[int, int] | 
         return None
     # A tile also computes what belongs to one example: the fewer pairs, the more of that.
     side = max(math.isqrt(limit // entries), _FEWEST)
-    first = _even(n1, side)
-    # What one side leaves of a tile, the other one takes: (few examples) x (many) is a tile too.
-    second = first if x2 is None else _even(n2, max(limit // (entries * first), 1))
-    return first, second
+    if x2 is None:  # square, for its mirror image; in whole vectors where memory allows it
+        vectors = entries * _VECTOR**2 <= 8 * limit
+        return (_even(n1, side, vectors),) * 2
+    second = _even(n2, side, vectors=True)
+    return _even(n1, max(limit // (entries * second), 1), vectors=False), second
 
 
-def _even(n: int, side: int) -> int:
-    """The size of equal parts of n of about `side`, made of whole vectors."""
+def _even(n: int, side: int, vectors: bool) -> int:
+    """The size of equal parts of n of about `side`, made of whole vectors on request."""
     size = -(-n // -(-n // min(side, n)))
-    return size if n <= _VECTOR else min(-(-size // _VECTOR) * _VECTOR, n)
+    return min(-(-size // _VECTOR) * _VECTOR, n) if vectors else size
 
 
 def in_tiles(fn: Callable[[Any, Any], Any], x1: Any, x2: Any, size: tuple[int, int]) -> Any:

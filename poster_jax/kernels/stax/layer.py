@@ -128,7 +128,8 @@ def _on_arrays(kernel_fn: Any) -> Any:
                 kernel = input_kernel(x1, x2, compute_ntk=compute_ntk, **asked)
                 return _hand_out(kernel_fn(kernel, **kwargs), get)
 
-            plain = set(kwargs) == _OWN and pattern is None and np.ndim(mask_constant) == 0
+            plain = set(kwargs) == _OWN and pattern is None
+            plain = plain and (mask_constant is None or np.isscalar(mask_constant))
             if names and set(names) <= {"nngp", "ntk"} and plain:
                 key = repr((get, kwargs))
                 return _compiled(whole, x1_or_kernel, x2, asked, programs, key, mask_constant)

@@ -50,7 +50,8 @@ def tile_sizes(x1: Any, x2: Any, asked: Mapping[str, Any]) -> tuple[int, int] | 
     side = max(math.isqrt(limit // entries), _FEWEST)
     if x2 is None:  # square, for its mirror image; in whole vectors where memory allows it
         vectors = entries * _VECTOR**2 <= 8 * limit
-        return (_even(n1, side, vectors),) * 2
+        first = _even(n1, side, vectors)
+        return first, first
     second = _even(n2, side, vectors=True)
     return _even(n1, max(limit // (entries * second), 1), vectors=False), second
 

@@ -42,16 +42,20 @@ def check(got, want, own):
     assert np.all(np.abs(got - want) <= 1e-5 * scale)
 
 
-# Chaotic networks (erf and sin at large W_std) amplify the rounding of their inputs layer by layer.
+# Chaotic networks turn a relative error of the distance between two inputs into one of the kernel.
+# (Just above criticality it takes all hundred layers: Sin at W_std 1.5, Erf at 1.3 reach 3e-5.)
 DEEP = {
     "relu": (stax.Relu(), 2**0.5, None, (1, 3, 100)),
     "relu with bias": (stax.Relu(), 1.8**0.5, 0.2**0.5, (3, 100)),
     "leaky": (stax.LeakyRelu(0.3), 1.3, 0.1, (1, 100)),
     "abs": (stax.Abs(), 1.0, None, (1, 100)),
     "erf": (stax.Erf(), 1.3, 0.2, (1, 3)),
+    "offset": (stax.Sigmoid_like(), 1.3, 0.2, (3,)),
     "gelu": (stax.Gelu(), 1.4, 0.1, (1, 3, 100)),
-    "sin": (stax.Sin(), 1.2, 0.1, (1, 3)),
     "gaussian": (stax.Gaussian(), 1.2, 0.2, (1, 100)),
+    "sin": (stax.Sin(), 1.2, 0.1, (1, 3)),
+    "chaotic sin": (stax.Sin(), 2.0, 0.2, (100,)),
+    "chaotic erf": (stax.Erf(), 2.0, 0.2, (100,)),
 }
 CASES = [(name, depth) for name, (*_, depths) in DEEP.items() for depth in depths]
 
@@ -95,11 +99,38 @@ def test_convolutions_of_hard_inputs(name):
         check(got, want, np.outer(np.diag(want), np.diag(want)))
 
 
+SMOOTH = {
+    "erf": stax.Erf(), "sigmoid": stax.Sigmoid_like(), "gelu": stax.Gelu(), "sin": stax.Sin(),
+    "cos": stax.Cos(), "gaussian": stax.Gaussian(), "gabor": stax.Gabor(), "rbf": stax.Rbf(),
+    "exp": stax.Exp(0.5, 0.5), "exp_normalized": stax.ExpNormalized(), "cubic": stax.Monomial(3),
+    "polynomial": stax.Polynomial([0.1, 0.5, 0.2]), "square of relu": stax.RectifiedMonomial(2),
+    "step": stax.RectifiedMonomial(0), "sign": stax.Sign(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_a_rectifier_behind_another_nonlinearity(name):
+    """The rectifier's slope is the angle, so that the gap itself has to pass the layer before it.
+
+    Its inputs are of all distances: the way over which the gap is followed changes in between.
+    """
+    dense = stax.Dense(1, 1.3, 0.2)
+    net = stax.serial(dense, SMOOTH[name], dense, stax.Relu(), dense)
+    rng = np.random.default_rng(1)
+    first, direction = rng.normal(size=(2, 20))
+    steps = [s * h for h in np.logspace(-5, 0, 11) for s in (1, -1)]
+    x = np.asarray([*hard_inputs(), *(first + h * direction for h in steps)], np.float32)
+    found, wants = (kernels(net, x, None, dtype) for dtype in (np.float32, np.float64))
+    for got, want in zip(found, wants, strict=True):
+        check(got, want, np.outer(np.diag(want), np.diag(want)))
+
+
 def test_equal_inputs_stay_equal_through_smooth_layers():
     net = stax.serial(conv(), stax.Erf(), conv(), stax.Relu(), stax.GlobalAvgPool())
-    x = hard_inputs().reshape(-1, 10, 2)[[0, 1, 8]]
-    got, want = (kernels(net, x, None, dtype)[1] for dtype in (np.float32, np.float64))
-    np.testing.assert_allclose(got, want, rtol=2e-6)
+    x = hard_inputs().reshape(-1, 10, 2)
+    found, wants = (kernels(net, x, None, dtype) for dtype in (np.float32, np.float64))
+    for got, want in zip(found, wants, strict=True):
+        check(got, want, np.outer(np.diag(want), np.diag(want)))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -165,6 +196,5 @@ def test_convolutions_with_zero_images_and_equal_images():
         np.abs(got - want) / np.where(scale > 0, scale, 1)
         for got, want, scale in zip(singles, doubles, scales, strict=True)
     )
-    assert np.all(nngp_error < 1e-5)
-    # Short of the goal: convolutions cost the angle digits (8e-5 here), not understood yet.
-    assert np.all(ntk_error < 2e-4)
+    assert np.all(nngp_error < 2e-6)
+    assert np.all(ntk_error < 2e-6)

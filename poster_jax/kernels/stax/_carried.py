@@ -23,6 +23,7 @@ __all__ = [
     "Carried",
     "carry",
     "diagonal_variances",
+    "equal_outputs",
     "map_kernels",
     "public",
     "relative_gap",
@@ -134,6 +135,12 @@ def _safe_sqrt_jvp(primals, tangents):
     root = safe_sqrt(x)
     positive = root > 0
     return root, jnp.where(positive, dx / (2 * jnp.where(positive, root, 1)), 0)
+
+
+def equal_outputs(k: Any, v1: Any, v2: Any, gap: Any) -> Any:
+    """Where outputs are as equal (or opposite) as rounding lets them be, so that the gap is 0."""
+    eps = 4 * jnp.finfo(k.dtype).eps
+    return (gap <= eps**2 * jnp.abs(k)) & (jnp.abs(v1 - v2) <= eps * v1)
 
 
 def relative_gap(k: Any, r1: Any, r2: Any, gap: Any = None) -> Any:

@@ -20,10 +20,11 @@ from poster_jax.kernels.stax._carried import (
     variances,
 )
 from poster_jax.kernels.stax._gap import same_entry
+from poster_jax.kernels.stax._smooth_gap import gap_of_smooth
 from poster_jax.kernels.stax.requirements import Diagonal, requires
 from poster_jax.kernels.stax.windows import examples_innermost
 
-__all__ = ["Dual", "Image", "determinant", "elementwise", "smooth"]
+__all__ = ["Dual", "Image", "determinant", "elementwise", "smooth", "square_distance"]
 
 
 class Image(NamedTuple):
@@ -52,20 +53,25 @@ class Dual(NamedTuple):
     knows_sign: bool = False
 
 
-def smooth(cross: Callable[[Any, Any, Any], tuple[Any, Any]], variance: Any) -> Dual:
-    """The dual of a smooth nonlinearity: no slope is steep, so it does not need the gap itself.
+def smooth(
+    cross: Callable[..., tuple[Any, Any]], variance: Any, *, symmetric: bool = False
+) -> Dual:
+    """The dual of a smooth nonlinearity.
 
-    Equal outputs stay equal for a rectifier that follows; other gaps are formed anew.
+    Args:
+      cross: `(k, v1, v2, gap or None) -> (value, slope)`.
+      variance: `v -> E[phi(u)^2]`.
+      symmetric: whether the nonlinearity is odd or even.
     """
 
     def image(k, v1, v2, gap):
-        value, slope = cross(k, v1, v2)
+        value, slope = cross(k, v1, v2, gap)
         if gap is None:
             return Image(value, slope)
-        eps = 4 * jnp.finfo(k.dtype).eps
-        equal = (gap <= eps**2 * k) & (jnp.abs(v1 - v2) <= eps * v1)  # never where k < 0
-        apart = safe_sqrt(variance(v1)) * safe_sqrt(variance(v2)) - jnp.abs(value)
-        return Image(value, slope, jnp.where(equal, 0, jnp.maximum(apart, 0)))
+        new = gap_of_smooth(
+            cross, variance, k, v1, v2, gap, value, symmetric=symmetric
+        )  # fmt: skip
+        return Image(value, slope, new)
 
     return Dual(image, variance)
 
@@ -158,15 +164,38 @@ def _materialized(arrays: Any, witness: Any) -> Any:
 
 
 @jax.custom_jvp
-def determinant(k: Any, v1: Any, v2: Any) -> Any:
-    """v1 v2 - k^2 >= 0, as a product of two numbers that do not cancel unless it is small."""
+def determinant(k: Any, v1: Any, v2: Any, gap: Any = None) -> Any:
+    """v1 v2 - k^2 >= 0, as a product of two numbers that do not cancel unless it is small.
+
+    With the gap of `k` they never do.
+    """
     product = safe_sqrt(v1) * safe_sqrt(v2)
+    if gap is not None:
+        return jnp.maximum(gap * (2 * product - gap), 0)
     return jnp.maximum((product - k) * (product + k), 0)
 
 
 @determinant.defjvp
 def _determinant_jvp(primals, tangents):
-    k, v1, v2 = primals
-    dk, dv1, dv2 = tangents
-    out = determinant(k, v1, v2)
+    k, v1, v2, gap = primals
+    dk, dv1, dv2, _ = tangents
+    out = determinant(k, v1, v2, gap)
     return out, jnp.broadcast_to(v2 * dv1 + v1 * dv2 - 2 * k * dk, out.shape)
+
+
+@jax.custom_jvp
+def square_distance(k: Any, v1: Any, v2: Any, gap: Any = None) -> Any:
+    """E[(u - w)^2] = v1 + v2 - 2 k >= 0, without cancellation where the gap of `k` is known."""
+    if gap is None:
+        return v1 + v2 - 2 * k
+    r1, r2 = safe_sqrt(v1), safe_sqrt(v2)
+    product = r1 * r2
+    return (r1 - r2) ** 2 + 2 * jnp.where(k >= 0, gap, 2 * product - gap)
+
+
+@square_distance.defjvp
+def _square_distance_jvp(primals, tangents):
+    k, v1, v2, gap = primals
+    dk, dv1, dv2, _ = tangents
+    out = square_distance(k, v1, v2, gap)
+    return out, jnp.broadcast_to(dv1 + dv2 - 2 * dk, out.shape)

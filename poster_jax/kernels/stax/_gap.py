@@ -237,14 +237,28 @@ def gap_of_inputs(x1: Any, x2: Any, k: Any, *, diagonal_spatial: bool, same_batc
             (positions, positions) if diagonal_spatial else (positions[::2], positions[1::2])
         )
         left, right = (batch[0], *lefts), (batch[1], *rights)
-        a, b = unit(x1[left], r1[left]), unit(x2[right], r2[right])
-        scale = r1[left] * r2[right]
-        squares = jnp.minimum(jnp.mean((a - b) ** 2, -1), jnp.mean((a + b) ** 2, -1))
-        return near.at[pairs].set(scale * squares / 2, mode="drop")
+        found = _gap_of_pair(x1[left], x2[right], r1[left], r2[right])
+        return near.at[pairs].set(found, mode="drop")
 
     count = jnp.sum(close)
     level = jnp.where(count == 0, 0, jnp.where(count <= capacity, 1, 2))
     return jax.lax.switch(level, [lambda _: near, few_pairs, all_pairs], None)
+
+
+def _gap_of_pair(x1: Any, x2: Any, r1: Any, r2: Any) -> Any:
+    """The gap of outputs (..., channels) with deviations (...), formed from their difference.
+
+    That is (|x1 - x2|^2 - (r1 - r2)^2) / 2, whose terms are exact for nearby numbers; where one is
+    nearly a multiple of the other, r1 r2 |x1 / r1 - x2 / r2|^2 / 2 cancels less.
+    """
+    difference, total = x1 - x2, x1 + x2
+    lengths = jnp.mean(difference * total, -1) / jnp.where(r1 + r2 > 0, r1 + r2, 1)  # r1 - r2
+    square = jnp.minimum(jnp.mean(difference**2, -1), jnp.mean(total**2, -1))
+    inverse1, inverse2 = (1 / jnp.where(r > 0, r, 1)[..., None] for r in (r1, r2))
+    apart, opposite = x1 * inverse1 - x2 * inverse2, x1 * inverse1 + x2 * inverse2
+    of_units = jnp.minimum(jnp.mean(apart**2, -1), jnp.mean(opposite**2, -1))
+    direct = square - lengths**2
+    return jnp.where(lengths**2 < square / 2, direct, r1 * r2 * of_units) / 2
 
 
 def _half_mean_square(channels: list[tuple[Any, Any]]) -> Any:

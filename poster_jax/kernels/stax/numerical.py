@@ -53,7 +53,7 @@ def Elementwise(  # noqa: N802
     value_fn = jnp.vectorize(nngp_fn)
     slope_fn = jnp.vectorize(d_nngp_fn or jax.grad(nngp_fn))
 
-    def cross(k, v1, v2):
+    def cross(k, v1, v2, gap):
         return value_fn(k, v1, v2), slope_fn(k, v1, v2)
 
     return elementwise(fn, smooth(cross, lambda v: value_fn(v, v, v)), name)
@@ -91,7 +91,7 @@ def ElementwiseNumerical(  # noqa: N802
             "ElementwiseNumerical with one point sees the function at 0 only.", stacklevel=2
         )
 
-    def cross(k, v1, v2):
+    def cross(k, v1, v2, gap):
         # u = sqrt(2 v1) x and w = (its projection on u) + the rest, independent of u.
         positive = v1 > 0
         safe = jnp.where(positive, v1, 1)

@@ -99,7 +99,7 @@ def Hermite(degree: int) -> Any:  # noqa: N802
     def fn(x):
         return jnp.polyval(jnp.asarray(power_series), x) / math.sqrt(math.factorial(degree))
 
-    def cross(k, v1, v2):
+    def cross(k, v1, v2, gap):
         slope = jnp.zeros_like(k) if degree == 0 else degree * k ** (degree - 1)
         return k**degree, slope
 
@@ -120,7 +120,7 @@ def _dual(coef: np.ndarray) -> Dual:
     def term(order, v):
         return jnp.polyval(jnp.asarray(weights[order][::-1]).astype(v.dtype), v)
 
-    def cross(k, v1, v2):
+    def cross(k, v1, v2, gap):
         value = slope = jnp.zeros_like(k)
         for order in range(len(coef)):
             both = term(order, v1) * term(order, v2)

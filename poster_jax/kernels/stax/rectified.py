@@ -14,7 +14,7 @@ import numpy as np
 
 from poster_jax.core.checks import is_traced
 from poster_jax.kernels.stax._angle import angle
-from poster_jax.kernels.stax._carried import relative_gap, safe_sqrt
+from poster_jax.kernels.stax._carried import equal_outputs, relative_gap, safe_sqrt
 from poster_jax.kernels.stax._elementwise import Dual, Image, elementwise, smooth
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import supports_masking
@@ -153,9 +153,10 @@ def Sign() -> Any:  # noqa: N802
     """
 
     def cross(k, v1, v2, gap):
-        phi, _ = angle(k, v1, v2, gap)
+        phi = _angle_unless_equal(k, v1, v2, gap)
         value = 1 - 2 / math.pi * phi
-        return Image(jnp.where(k >= 0, value, -value), jnp.zeros_like(k))
+        new_gap = jax.lax.stop_gradient(jnp.where((v1 > 0) & (v2 > 0), 2 / math.pi * phi, 0))
+        return Image(jnp.where(k >= 0, value, -value), jnp.zeros_like(k), new_gap)
 
     return elementwise(jnp.sign, Dual(cross, lambda v: jnp.where(v == 0, 0.0, 1.0)), "Sign()")
 
@@ -185,24 +186,40 @@ def RectifiedMonomial(degree: int) -> Any:  # noqa: N802
     def fn(x):
         return (x >= 0) * x**degree
 
-    def cross(k, v1, v2):
-        value = _arc_cosine(degree, k, v1, v2)
-        if degree == 0:
-            return value, jnp.zeros_like(k)
-        return value, degree**2 * _arc_cosine(degree - 1, k, v1, v2)
+    def cross(k, v1, v2, gap):
+        value = _arc_cosine(degree, k, v1, v2, gap)
+        return value, degree**2 * _arc_cosine(degree - 1, k, v1, v2, gap)
+
+    def step(k, v1, v2, gap):
+        turn = _angle_unless_equal(k, v1, v2, gap) / (2 * math.pi)
+        value = jnp.where(k >= 0, 0.5 - turn, turn)
+        new_gap = jax.lax.stop_gradient(0.5 - value)
+        return Image(
+            value, jnp.zeros_like(k), jnp.where(k >= 0, jax.lax.stop_gradient(turn), new_gap)
+        )
 
     def variance(v):
         return math.prod(range(2 * degree - 1, 0, -2)) * v**degree / 2
 
-    return elementwise(fn, smooth(cross, variance), f"RectifiedMonomial({degree})")
+    if degree == 1:
+        return ABRelu(0, 1)
+    dual = Dual(step, variance) if degree == 0 else smooth(cross, variance)
+    return elementwise(fn, dual, f"RectifiedMonomial({degree})")
+
+
+def _angle_unless_equal(k: Any, v1: Any, v2: Any, gap: Any) -> Any:
+    """The angle; a step makes its root of it, so that the rounding of a gap of 0 would show."""
+    if gap is not None:
+        gap = jnp.where(equal_outputs(k, v1, v2, gap), 0, gap)
+    return angle(k, v1, v2, gap)[0]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _arc_cosine(degree: int, k: Any, v1: Any, v2: Any) -> Any:
+def _arc_cosine(degree: int, k: Any, v1: Any, v2: Any, gap: Any) -> Any:
     """(r1 r2)^n J_n(theta) / 2 pi with J_n = A_n(cos) sin + B_n(cos) (pi - theta)."""
     r1, r2 = safe_sqrt(v1), safe_sqrt(v2)
-    delta = relative_gap(k, r1, r2)
-    phi, _ = angle(k, v1, v2, None)
+    delta = relative_gap(k, r1, r2, gap)
+    phi, _ = angle(k, v1, v2, gap)
     cosine = jnp.where(k >= 0, 1 - delta, delta - 1)
     remaining = jnp.where(k >= 0, math.pi - phi, phi)
     a, b = _arc_cosine_polynomials(degree)
@@ -212,14 +229,14 @@ def _arc_cosine(degree: int, k: Any, v1: Any, v2: Any) -> Any:
 
 @_arc_cosine.defjvp
 def _arc_cosine_jvp(degree, primals, tangents):
-    k, v1, v2 = primals
-    dk, dv1, dv2 = tangents
-    value = _arc_cosine(degree, k, v1, v2)
+    k, v1, v2, gap = primals
+    dk, dv1, dv2, _ = tangents
+    value = _arc_cosine(degree, k, v1, v2, gap)
     if degree == 0:
-        _, dphi = jax.jvp(lambda *args: angle(*args, None)[0], primals, tangents)
+        _, dphi = jax.jvp(lambda *args: angle(*args, gap)[0], primals[:3], tangents[:3])
         return value, jnp.where(k >= 0, -dphi, dphi) / (2 * math.pi)
     # The dual is homogeneous: (r1 r2)^n f(cos), so v d/dv follows from value and slope.
-    slope = degree**2 * _arc_cosine(degree - 1, k, v1, v2)
+    slope = degree**2 * _arc_cosine(degree - 1, k, v1, v2, gap)
     relative = sum(
         jnp.where(v > 0, dv / jnp.where(v > 0, v, 1), 0) for v, dv in ((v1, dv1), (v2, dv2))
     )

@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from poster_jax.kernels.stax._carried import safe_sqrt
-from poster_jax.kernels.stax._elementwise import determinant, elementwise, smooth
+from poster_jax.kernels.stax._elementwise import (
+    determinant,
+    elementwise,
+    smooth,
+    square_distance,
+)
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import supports_masking
 
@@ -48,9 +53,10 @@ def Erf(a: Any = 1.0, b: Any = 1.0, c: Any = 0.0) -> Any:  # noqa: N802
     def fn(x):
         return a * jax.scipy.special.erf(b * x) + c
 
-    def cross(k, v1, v2):
+    def cross(k, v1, v2, gap):
+        excess = b**4 * determinant(k, v1, v2, gap)
         k, v1, v2 = b**2 * k, b**2 * v1, b**2 * v2
-        root = jnp.sqrt(1 + 2 * (v1 + v2) + 4 * determinant(k, v1, v2))
+        root = jnp.sqrt(1 + 2 * (v1 + v2) + 4 * excess)
         value = 2 / math.pi * jnp.arctan2(2 * k, root)
         return a**2 * value + c**2, a**2 * b**2 * 4 / math.pi / root
 
@@ -58,7 +64,8 @@ def Erf(a: Any = 1.0, b: Any = 1.0, c: Any = 0.0) -> Any:  # noqa: N802
         v = b**2 * v
         return a**2 * 2 / math.pi * jnp.arctan2(2 * v, jnp.sqrt(1 + 4 * v)) + c**2
 
-    return elementwise(fn, smooth(cross, variance), f"Erf({a}, {b}, {c})")
+    dual = smooth(cross, variance, symmetric=isinstance(c, int | float) and c == 0)
+    return elementwise(fn, dual, f"Erf({a}, {b}, {c})")
 
 
 def Sigmoid_like() -> Any:  # noqa: N802
@@ -95,8 +102,8 @@ def Gelu(approximate: bool = False) -> Any:  # noqa: N802
     def fn(x):
         return jax.nn.gelu(x, approximate=approximate)
 
-    def cross(k, v1, v2):
-        excess = determinant(k, v1, v2)
+    def cross(k, v1, v2, gap):
+        excess = determinant(k, v1, v2, gap)
         square = 1 + v1 + v2 + excess
         root = jnp.sqrt(square)
         angle = jnp.arctan2(k, root)
@@ -104,7 +111,7 @@ def Gelu(approximate: bool = False) -> Any:  # noqa: N802
         shares = (v1 / (1 + v1)) * (v2 / (1 + v2))
         outer = (k / (1 + v1)) * (k / (1 + v2)) / root + shares * root
         value = k / 4 + (k * angle + outer) / (2 * math.pi)
-        inner = angle + k / root * (1 / square + 1 / ((1 + v1) * (1 + v2)) - shares + 1)
+        inner = angle + k / root * (1 / square + 1 / (1 + v1) + 1 / (1 + v2))
         return value, 0.25 + inner / (2 * math.pi)
 
     def variance(v):
@@ -136,9 +143,10 @@ def Sin(a: Any = 1.0, b: Any = 1.0, c: Any = 0.0) -> Any:  # noqa: N802
     def fn(x):
         return a * jnp.sin(b * x + c)
 
-    def cross(k, v1, v2):
-        half, shift = b**2 * (v1 + v2) / 2, 2 * b**2 * k
-        near, far = _decay(half - shift / 2), _decay(half + shift / 2)
+    def cross(k, v1, v2, gap):
+        shift = 2 * b**2 * k
+        near = _decay(b**2 / 2 * square_distance(k, v1, v2, gap))
+        far = _decay(b**2 / 2 * square_distance(-k, v1, v2, gap))
         # near - cos(2c) far, without their cancellation when k is small
         nearer = jnp.where(k >= 0, near, far)
         difference = jnp.where(k >= 0, -1, 1) * nearer * jnp.expm1(-jnp.abs(shift))
@@ -149,7 +157,8 @@ def Sin(a: Any = 1.0, b: Any = 1.0, c: Any = 0.0) -> Any:  # noqa: N802
         far = -2 * b**2 * v
         return a**2 / 2 * (2 * jnp.sin(c) ** 2 * jnp.exp(far) - jnp.expm1(far))
 
-    return elementwise(fn, smooth(cross, variance), f"Sin({a}, {b}, {c})")
+    odd_or_even = isinstance(c, int | float) and math.remainder(c, math.pi / 2) == 0
+    return elementwise(fn, smooth(cross, variance, symmetric=odd_or_even), f"Sin({a}, {b}, {c})")
 
 
 def Cos(a: Any = 1.0, b: Any = 1.0, c: Any = 0.0) -> Any:  # noqa: N802
@@ -192,8 +201,8 @@ def Rbf(gamma: Any = 1.0) -> Any:  # noqa: N802
     def fn(x):
         return math.sqrt(2) * jnp.sin(jnp.sqrt(2 * gamma) * x + math.pi / 4)
 
-    def cross(k, v1, v2):
-        value = _decay(gamma * (v1 + v2 - 2 * k))
+    def cross(k, v1, v2, gap):
+        value = _decay(gamma * square_distance(k, v1, v2, gap))
         return value, 2 * gamma * value
 
     return elementwise(fn, smooth(cross, jnp.ones_like), f"Rbf({gamma})")
@@ -220,7 +229,7 @@ def Exp(a: Any = 1.0, b: Any = 1.0) -> Any:  # noqa: N802
     def fn(x):
         return a * jnp.exp(b * x)
 
-    def cross(k, v1, v2):
+    def cross(k, v1, v2, gap):
         value = a**2 * jnp.exp(b**2 * ((v1 + v2) / 2 + k))
         return value, b**2 * value
 
@@ -250,13 +259,12 @@ def Gaussian(a: Any = 1.0, b: Any = -1.0) -> Any:  # noqa: N802
     def fn(x):
         return a * jnp.exp(b * x**2)
 
-    def cross(k, v1, v2):
-        root = jnp.sqrt(1 - 2 * b * (v1 + v2) + 4 * b**2 * determinant(k, v1, v2))
+    def cross(k, v1, v2, gap):
+        root = jnp.sqrt(1 - 2 * b * (v1 + v2) + 4 * b**2 * determinant(k, v1, v2, gap))
         return a**2 / root, 4 * a**2 * b**2 * k / root**3
 
-    return elementwise(
-        fn, smooth(cross, lambda v: a**2 / jnp.sqrt(1 - 4 * b * v)), f"Gaussian({a}, {b})"
-    )
+    dual = smooth(cross, lambda v: a**2 / jnp.sqrt(1 - 4 * b * v), symmetric=True)
+    return elementwise(fn, dual, f"Gaussian({a}, {b})")
 
 
 @layer
@@ -281,9 +289,9 @@ def Gabor() -> Any:  # noqa: N802
     def fn(x):
         return jnp.exp(-(x**2)) * jnp.sin(x)
 
-    def cross(k, v1, v2):
+    def cross(k, v1, v2, gap):
         total = v1 + v2
-        square = 1 + 2 * total + 4 * determinant(k, v1, v2)
+        square = 1 + 2 * total + 4 * determinant(k, v1, v2, gap)
         envelope = jnp.exp((1 + total) / (2 * square) - 0.5) / jnp.sqrt(square)
         sinh, cosh = jnp.sinh(k / square), jnp.cosh(k / square)
         # d(square)/dk = -8 k moves the envelope and the argument of sinh.
@@ -295,7 +303,7 @@ def Gabor() -> Any:  # noqa: N802
         square = 1 + 4 * v
         return -jnp.expm1(-2 * v / square) / (2 * jnp.sqrt(square))
 
-    return elementwise(fn, smooth(cross, variance), "Gabor()")
+    return elementwise(fn, smooth(cross, variance, symmetric=True), "Gabor()")
 
 
 @layer
@@ -319,14 +327,14 @@ def ExpNormalized(gamma: Any = 1.0, shift: Any = -1.0, do_clip: bool = False) ->
       1.0
     """
 
-    def cross(k, v1, v2):
+    def cross(k, v1, v2, gap):
         # The floor keeps masked entries, whose variances are zero, from 0 / 0.
         product = jnp.maximum(safe_sqrt(v1) * safe_sqrt(v2), 1e-15)
         cosine = jnp.clip(k / product, -1, 1) if do_clip else k / product
         value = jnp.exp(gamma * (cosine + shift))
         return product * value, gamma * value
 
-    return elementwise(None, smooth(cross, lambda v: cross(v, v, v)[0]), "ExpNormalized()")
+    return elementwise(None, smooth(cross, lambda v: cross(v, v, v, None)[0]), "ExpNormalized()")
 
 
 def _decay(distance: Any) -> Any:

@@ -1,5 +1,6 @@
 """The NTK of one output leaf: derivatives on one side times derivatives on the other."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ from poster_jax.kernels.empirical.labels import Labels
 
 __all__ = ["contract"]
 
-# Labels of the axes of factors, beyond those of any outputs: entries of a parameter; groups, what
-# a weight multiplies, what it answers, and positions on either side.
-_ENTRY, _GROUP, _IN, _OUT, _PLACE_1, _PLACE_2 = range(1000, 1006)
+# Labels of the axes of factors, beyond those of any outputs: groups, what a weight multiplies, what
+# it answers, and positions on either side.
+_GROUP, _IN, _OUT, _PLACE_1, _PLACE_2 = range(1000, 1005)
 
 
 def contract(
@@ -33,17 +34,46 @@ def contract(
     """
     left = labels.examples_first(labels.left, axes[0])
     right = labels.examples_first(labels.right, axes[1])
-    terms = [
-        labels.contract(first.whole[i], [*left, _ENTRY], second.whole[i], [*right, _ENTRY])
-        for i in first.whole
-    ]
+    terms = [labels.product(first.whole[i], left, second.whole[i], right) for i in first.whole]
     for i in first.inputs:
         operands = [
             *_factors(first, i, left, axes[0], _PLACE_1),
             *_factors(second, i, right, axes[1], _PLACE_2),
         ]
-        terms.append(labels.contract(*operands))
+        if _multiply_out(first, second, i, labels, operands):
+            one = _multiplied(first, i, axes[0])
+            other = one if second is first else _multiplied(second, i, axes[1])
+            terms.append(labels.product(one, left, other, right))
+        else:
+            terms.append(labels.contract(*operands))
     return sum(terms[1:], terms[0]) if terms else jnp.zeros(labels.shape, dtype)
+
+
+def _multiply_out(
+    first: Derivative, second: Derivative, i: int, labels: Labels, operands: list[Any]
+) -> bool:
+    """Whether derivatives by every entry, and their products, cost less than any other order."""
+    sides = [first] if second is first else [first, second]
+    entries = math.prod(first.inputs[i].shape[-1:] + first.outputs[i].shape[-1:])
+    cost = 2.0 * entries * sum(math.prod(side.outputs[i].shape[:-1]) for side in sides)
+    entries *= first.inputs[i].shape[-3]
+    cost += 2.0 * entries * math.prod(labels.shape) * labels.num_traced
+    _, order = jnp.einsum_path(*operands, labels.kernel, optimize="optimal")
+    return cost <= order.opt_cost
+
+
+def _multiplied(side: Derivative, i: int, axis: int | None) -> Array:
+    """The derivative by parameter i, (outputs..., entries), as `whole` has others."""
+    inputs, outputs = side.inputs[i], side.outputs[i]
+    examples = () if axis is None else outputs.shape[:1]
+    others = outputs.shape[len(examples) : -3]
+    num_groups, num_places, num_out = outputs.shape[-3:]
+    a = inputs.reshape(-1, num_groups, num_places, inputs.shape[-1])
+    b = outputs.reshape(math.prod(examples), math.prod(others), *outputs.shape[-3:])
+    # A product for each example, whose rows are outputs and features: already in the order wanted.
+    b = b.transpose(0, 2, 1, 4, 3).reshape(b.shape[0], num_groups, -1, num_places)
+    product = (b @ a).reshape(b.shape[0], num_groups, math.prod(others), num_out, -1)
+    return product.transpose(0, 2, 1, 3, 4).reshape(*examples, *others, -1)
 
 
 def _factors(

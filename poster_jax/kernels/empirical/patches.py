@@ -58,36 +58,39 @@ def _position_axes(equation: Any, ndim: int) -> list[int]:
 
 
 def _patches(params: Any, kernel_shape: tuple[int, ...], images: Array) -> Array:
-    """What every filter position sees, (groups, images and positions, channels and offsets)."""
+    """What every filter position sees, (groups, images and positions, offsets and channels)."""
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     window = [kernel_shape[d] for d in numbers.rhs_spec[2:]]
-    images = images.transpose(numbers.lhs_spec)
-    seen = _slices(params, window, images)  # (n, channels, offsets, positions...)
-    n, channels, offsets, *positions = seen.shape
-    seen = seen.reshape(n, groups, channels // groups, offsets, *positions)
-    seen = jnp.moveaxis(seen, (1, 0, 2, 3), (0, 1, -2, -1))
-    return seen.reshape(groups, n * math.prod(positions), channels // groups * offsets)
+    batch, channel, *spatial = numbers.lhs_spec
+    seen = _slices(params, window, images.transpose(batch, *spatial, channel))
+    *positions, offsets, channels = seen.shape
+    seen = seen.reshape(math.prod(positions), offsets, groups, channels // groups)
+    seen = jnp.moveaxis(seen, 2, 0)
+    return seen.reshape(groups, math.prod(positions), offsets * (channels // groups))
 
 
 def _slices(params: Any, window: list[int], images: Array) -> Array:
+    """Of images (n, positions..., channels): (n, positions..., offsets, channels)."""
     strides, dilation = params["window_strides"], params["rhs_dilation"]
     if math.prod(window) > _MAX_SLICES:
+        images = jnp.moveaxis(images, -1, 1)
         out = jax.lax.conv_general_dilated_patches(
             images, window, strides, params["padding"], params["lhs_dilation"], dilation
         )
-        return out.reshape(*images.shape[:2], math.prod(window), *out.shape[2:])
+        out = out.reshape(*images.shape[:2], math.prod(window), *out.shape[2:])
+        return jnp.moveaxis(out, (1, 2), (-1, -2))
     padding = [(low, high, d - 1) for (low, high), d in
                zip(params["padding"], params["lhs_dilation"], strict=True)]  # fmt: skip
     zero = jnp.zeros((), images.dtype)
-    padded = jax.lax.pad(images, zero, [(0, 0, 0), (0, 0, 0), *padding])
+    padded = jax.lax.pad(images, zero, [(0, 0, 0), *padding, (0, 0, 0)])
     spans = [
         (size - d * (w - 1) - 1) // s + 1
-        for size, w, d, s in zip(padded.shape[2:], window, dilation, strides, strict=True)
+        for size, w, d, s in zip(padded.shape[1:-1], window, dilation, strides, strict=True)
     ]
     parts = []
     for offset in itertools.product(*map(range, window)):
         start = [o * d for o, d in zip(offset, dilation, strict=True)]
         stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, spans, strides, strict=True)]
-        lead = padded.shape[:2]
-        parts.append(jax.lax.slice(padded, (0, 0, *start), (*lead, *stop), (1, 1, *strides)))
-    return jnp.stack(parts, axis=2)
+        n, channels = padded.shape[0], padded.shape[-1]
+        parts.append(jax.lax.slice(padded, (0, *start, 0), (n, *stop, channels), (1, *strides, 1)))
+    return jnp.stack(parts, axis=-2)

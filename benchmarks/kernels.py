@@ -49,6 +49,11 @@ ANALYTIC = {
     "deep": ("NNGP + NTK, 21 conv + GAP", (1, 32, 32, 3), 21 * 1024**2, 8.0, 8.0),
 }
 FINITE = {"mlp": (100, 784), "cnn": (32, 16, 16, 3)}
+flags.register_validator(
+    "cases",
+    lambda cases: set(cases) <= {*ANALYTIC, *FINITE, "import"},
+    message=f"must be of {', '.join([*ANALYTIC, *FINITE, 'import'])}.",
+)
 WAYS = {1: "Jacobian contraction", 2: "NTK-vector products", 3: "structured derivatives"}
 
 

@@ -33,6 +33,7 @@ def test_estimate_is_the_mean_over_the_draws():
     np.testing.assert_allclose(estimate.ntk, total, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_error_falls_with_the_root_of_the_number_of_draws():
     init_fn, apply_fn, kernel_fn = network(128)
     exact = kernel_fn(X1, X2, "nngp")

@@ -39,14 +39,14 @@ demo: $(VENV)/.runtime ## train on the digits, write the portrait page out/demo/
 	$(py) -m experiments.demo --workdir=out/demo
 
 test: $(VENV)/.dev ## all tests but the slow ones
-	$(py) -m pytest -n $(workers)
-	POSTER_JAX_TYPECHECK=0 $(py) -m pytest -n $(workers) -m 'bad_input and not slow' tests
+	$(py) -m pytest -n $(workers) --dist loadgroup
+	POSTER_JAX_TYPECHECK=0 $(py) -m pytest -n $(workers) --dist loadgroup -m 'bad_input and not slow' tests
 
 slow: $(VENV)/.dev ## the tests that take minutes
-	$(py) -m pytest -n $(workers) -m slow tests
+	$(py) -m pytest -n $(workers) --dist loadgroup -m slow tests
 
 optimised: $(VENV)/.dev ## the numerical tests once more, compiled as users compile (the others compile faster)
-	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) tests/core tests/curvature tests/flatness
+	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadgroup tests/core tests/curvature tests/flatness
 
 posters: $(VENV)/.runtime ## every poster at a preset (preset=laptop), and the table of claims
 	$(py) -m experiments.posters --preset=$(preset) --workdir=$(workdir)

@@ -225,7 +225,9 @@ def gap_of_inputs(x1: Any, x2: Any, k: Any, *, diagonal_spatial: bool, same_batc
 
     near = jnp.maximum(product - jnp.abs(k), 0)
     close = near <= product * math.sqrt(jnp.finfo(k.dtype).eps)
-    same = same_entry(k, 2, diagonal_spatial) if same_batch else None
+    same = same_entry(k, 2, diagonal_spatial)
+    if same is not None and not same_batch:  # a tile on the diagonal comes as two batches
+        same = same & jnp.all(x1 == x2)
     if same is not None:
         near, close = jnp.where(same, 0, near), close & ~same
     capacity = min(k.size, 4 * (x1.shape[0] + x2.shape[0]) + 256)

@@ -16,6 +16,7 @@ import optax
 from flax import linen as nn
 
 from experiments._program import Run
+from poster_jax import curvature
 from poster_jax import gradient_noise as noise
 from poster_jax.core import batching, losses, models, training
 
@@ -25,6 +26,7 @@ OPTIMISERS = {
     "Adam": optax.adam,
 }
 EXAMPLES_SHOWN = 4  # projections that are kept for the quantile plots
+FAMILIES = ("noise's top eigenvectors", "Hessian's top eigenvectors", "mean gradient")
 
 
 class Case(NamedTuple):
@@ -123,12 +125,13 @@ def train_one(task: Task, case: Case, examples: Any, key: Any) -> dict[str, Any]
 
 def measure_one(task: Task, examples: Any, params: Any, state: Any, key: Any) -> dict[str, Any]:
     """All that is said of the noise at one theta."""
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key, 5)
     return {
         **_quality(task, examples, params, state),
         **_along_directions(task, examples, params, state, keys[0]),
         "layers": _by_layer(task, examples, params, state, keys[1]),
         **_by_coordinate(task, examples, params, state, keys[2], keys[3]),
+        "families": _along_families(task, examples, params, keys[4]),
     }
 
 
@@ -161,7 +164,12 @@ def _along_directions(
             for k, size in zip(keys, chosen.batch_sizes, strict=True)
         ]
         foretold = noise.critical_batch_size(single, num_samples=chosen.num_vectors)
-        critical, kurtosis = foretold.batch_size, foretold.kurtosis
+        critical = {
+            "critical": foretold.batch_size,
+            "critical_by_skewness": foretold.batch_size_by_skewness,
+            "kurtosis": foretold.kurtosis,
+            "skewness": foretold.skewness,
+        }
     else:
         samples = [
             noise.minibatch_projections(
@@ -176,7 +184,9 @@ def _along_directions(
             )
             for k, size in zip(keys, chosen.batch_sizes, strict=True)
         ]
-        critical = kurtosis = jnp.full((), jnp.nan, samples[0].dtype)
+        unknown = jnp.full((), jnp.nan, samples[0].dtype)
+        names = ("critical", "critical_by_skewness", "kurtosis", "skewness")
+        critical = dict.fromkeys(names, unknown)
     samples = jnp.stack(samples)
     # One shape for all sizes: the tests are compiled once.
     verdicts = jax.lax.map(
@@ -185,10 +195,38 @@ def _along_directions(
     )
     return {
         "verdicts": verdicts._asdict(),
-        "critical": critical,
-        "kurtosis": kurtosis,
+        **critical,
         "shown": samples[:, :EXAMPLES_SHOWN],
     }
+
+
+def _along_families(task: Task, examples: Any, params: Any, key: Any) -> dict[str, Any]:
+    """Rejected fraction along directions that are no sums of many coordinates, at the batch of C1.
+
+    They are top eigenvectors of the noise covariance and of the Hessian, and the mean gradient.
+    Where a single example has no gradient there is neither covariance nor Hessian: NaN.
+    """
+    chosen = task.settings
+    if not task.separable:
+        return dict.fromkeys(FAMILIES, jnp.full((), jnp.nan))
+    at = (task.loss_fn, params, examples)
+    cut = {"microbatch": chosen.microbatch}
+    covariance = noise.noise_covariance_operator(*at, **cut)
+    search = {"k": chosen.num_eigenvectors, "tol": 1e-2, "max_iters": 100}
+    vectors = (
+        curvature.top_eigenpairs(covariance, key, **search).vectors,
+        curvature.top_eigenpairs(curvature.hessian_operator(*at, **cut), key, **search).vectors,
+        jax.tree.map(lambda g: g[None], covariance.mean),
+    )
+    single = noise.per_example_projections(
+        *at, noise.directions_along(jax.tree.map(lambda *of: jnp.concatenate(of), *vectors))
+    )
+    samples = noise.resample_projections(
+        single, key, batch_size=chosen.vector_batch, num_batches=chosen.num_vectors
+    )
+    ends = (chosen.num_eigenvectors, 2 * chosen.num_eigenvectors)
+    parts = zip(FAMILIES, jnp.split(samples, ends), strict=True)
+    return {name: _rejected(part) for name, part in parts}
 
 
 def _by_layer(task: Task, examples: Any, params: Any, state: Any, key: Any) -> Any:

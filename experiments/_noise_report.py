@@ -18,7 +18,8 @@ def findings(run: Run, results: Results) -> Findings:
     chosen = run.settings
     for case, found in results.found.items():
         for at, step in enumerate(chosen.checkpoints):
-            names = ("loss", "accuracy", "kurtosis", "critical", "pooled", "by_coordinate")
+            names = ("loss", "accuracy", "kurtosis", "skewness", "critical", "critical_by_skewness")
+            names += ("pooled", "by_coordinate")
             names += ("same_covariance", "same_variances", "zeros", "coordinates", "layers")
             tests = {
                 f"{test}_{what}": getattr(of, what)[:, at]
@@ -26,7 +27,9 @@ def findings(run: Run, results: Results) -> Findings:
                 for what in ("rejected_fraction", "rejected_low", "rejected_high", "mean_pvalue",
                              "surrogate_pvalue", "mean_statistic")
             }  # fmt: skip
-            run.log(case=case.title, step=step, **{n: found[n][:, at] for n in names}, **tests)
+            along = {f"rejected_along_{n}": of[:, at] for n, of in found["families"].items()}
+            run.log(case=case.title, step=step, **{n: found[n][:, at] for n in names}, **along,
+                    **tests)  # fmt: skip
     lead = (
         f"{chosen.num_seeds} networks a case were stopped at {len(chosen.checkpoints)} "
         f"checkpoints. At each, {chosen.num_vectors} mini-batches of every size gave noise vectors "
@@ -93,6 +96,21 @@ def _verdicts(run: Run, prefix: str, case: Any, found: dict[str, Any]) -> report
         caption=f"Along directions of one layer alone, b = {chosen.vector_batch}, mean over seeds; "
         "0.05 for Gaussian noise. nan: no noise in that layer.",
     )
+    at_c1 = test.rejected_fraction[:, :, chosen.batch_sizes.index(chosen.vector_batch)]
+    families = {
+        "random": at_c1.mean(0),
+        "single parameters": found["coordinates"].mean(0),
+        **{name: of.mean(0) for name, of in found["families"].items()},
+    }
+    special = report.picture(
+        _over_checkpoints(run, families, "rejected fraction", guides={"Gaussian": 0.05}),
+        name=f"{prefix}directions",
+        alt="Rejected fraction by the kind of direction over the checkpoints.",
+        caption=f"b = {chosen.vector_batch}, mean over seeds: {chosen.num_directions} random "
+        f"directions, {chosen.num_eigenvectors} top eigenvectors each of noise covariance and "
+        f"Hessian, one mean gradient; single parameters with {chosen.num_tail_vectors} vectors, "
+        f"all others with {chosen.num_vectors}.",
+    )
     numbers = []
     for at, size in enumerate(chosen.batch_sizes):
         for name, place in (("first", 0), ("last", -1)):
@@ -125,7 +143,7 @@ def _verdicts(run: Run, prefix: str, case: Any, found: dict[str, Any]) -> report
         "alone."
     )
     title = f"Is it Gaussian? {case.title}"
-    return report.Section(title, text, numbers, [verdict, quantile, layers])
+    return report.Section(title, text, numbers, [verdict, quantile, layers, special])
 
 
 def _tails(run: Run, prefix: str, case: Any, found: dict[str, Any]) -> report.Section:
@@ -185,7 +203,8 @@ def _second_order(run: Run, prefix: str, case: Any, found: dict[str, Any]) -> re
     )
     foretold = {
         "excess kurtosis of single examples": found["kurtosis"].mean(0),
-        "b*": found["critical"].mean(0),
+        "b* (examples)": found["critical"].mean(0),
+        "b* by skewness (examples)": found["critical_by_skewness"].mean(0),
         "training loss (nats)": found["loss"].mean(0),
     }
     shown = {name: np.where(values > 0, values, np.nan) for name, values in foretold.items()}
@@ -195,8 +214,8 @@ def _second_order(run: Run, prefix: str, case: Any, found: dict[str, Any]) -> re
         alt="Excess kurtosis of single examples, the critical batch size and the loss over the "
         "checkpoints.",
         caption="Mean over seeds. b* is the batch size from which on tests on "
-        f"{chosen.num_vectors} vectors should find nothing; values at or below 0 (tails no heavier "
-        "than normal: any batch will do) are not shown.",
+        f"{chosen.num_vectors} vectors should find nothing, by kurtosis or by skewness; values at "
+        "or below 0 (tails no heavier than normal: any batch will do) are not shown.",
     )
     values = spectra[-1]
     fit = np.log(values[:_FITTED] / values[_FITTED - 1]).sum() / _FITTED

@@ -88,12 +88,17 @@ def rejected_late(run: Run, results: Results, batch_size: int) -> Share:
     )
 
 
-def foretold(run: Run, found: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def foretold(
+    run: Run, found: dict[str, Any], *, with_skewness: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """(seeds, checkpoints, sizes): whether b > b*, and whether the verdict is Gaussian.
 
-    Cases without a gradient of single examples have no b*: their arrays are empty.
+    `with_skewness` takes for b* the larger one of both that single examples foretell. Cases without
+    a gradient of single examples have no b*: their arrays are empty.
     """
     critical = found["critical"]
+    if with_skewness:
+        critical = np.maximum(critical, found["critical_by_skewness"])
     if not np.isfinite(critical).all():
         return np.zeros((0, 0, 0), bool), np.zeros((0, 0, 0), bool)
     above = np.asarray(run.settings.batch_sizes) > critical[..., None]

@@ -38,6 +38,7 @@ class Settings:
     num_seeds: int = _program.setting(5, "networks a case")
     batch_sizes: tuple = _program.setting((8, 32, 128, 256, 1024), "whose noise is tested")
     num_directions: int = _program.setting(200, "random directions")
+    num_eigenvectors: int = _program.setting(3, "top eigenvectors, of noise and of Hessian")
     num_vectors: int = _program.setting(1000, "noise vectors, at most 5000")
     num_surrogates: int = _program.setting(99, "Gaussian surrogates of each test")
     early_below: float = _program.setting(0.9, "training accuracy up to which it is early")

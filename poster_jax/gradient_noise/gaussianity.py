@@ -88,12 +88,16 @@ class CriticalBatchSize(NamedTuple):
       batch_size: b*, a real number; at or below 0 where examples have no heavier tails than normal.
       kurtosis: kappa_1, the median excess kurtosis of single examples over the directions.
       detectable: the excess kurtosis that a test on that many samples begins to see.
-      num_degenerate: directions without noise, which have no part in the median.
+      batch_size_by_skewness: the same from skewness, which falls only as one over the root of b.
+      skewness: median absolute skewness of single examples over the directions.
+      num_degenerate: directions without noise, which have no part in the medians.
     """
 
     batch_size: Any
     kurtosis: Any
     detectable: Any
+    batch_size_by_skewness: Any
+    skewness: Any
     num_degenerate: Any
 
 
@@ -224,7 +228,9 @@ def critical_batch_size(projections: Any, *, num_samples: int) -> CriticalBatchS
     Averaging b examples divides the excess kurtosis by b, and a test on M numbers sees an excess
     kurtosis from about `2 sqrt(24 / M)` on; so `b* = kappa_1 / (2 sqrt(24 / M))`, with kappa_1 the
     median over directions of the excess kurtosis of single examples. One number that says when "256
-    and above" holds.
+    and above" holds. Skewness is divided by sqrt(b) alone and seen from `2 sqrt(6 / M)` on: the
+    batch size that this asks for, `(gamma_1 / (2 sqrt(6 / M)))^2`, stands beside it, and is often
+    the larger one.
 
     Args:
       projections: (R, N), `<w_r, g_i>` of single examples, as `per_example_projections` gives.
@@ -237,7 +243,7 @@ def critical_batch_size(projections: Any, *, num_samples: int) -> CriticalBatchS
       ValueError: projections that are no matrix or have fewer than 3 examples; M below 1.
       TypeError: projections are no real numbers; M is no integer.
 
-    Source: this library, from the cumulants of a mean: k4(mean of b) = k4 / b^3.
+    Source: this library, from the cumulants of a mean: k_r(mean of b) = k_r / b^(r-1).
 
     Example:
       >>> coin = jnp.array([[-1.0, 1.0] * 50])  # the lightest tails there are: any b will do
@@ -247,13 +253,15 @@ def critical_batch_size(projections: Any, *, num_samples: int) -> CriticalBatchS
     num_samples = check_count("num_samples", num_samples)
     projections = _check_matrix(projections, "projections")
     projections = check_samples(projections, -1, "critical_batch_size", 3, None)
-    (kurtosis,) = measure_samples((kurtosis_of_centred,), projections)
-    kappa = jnp.nanmedian(kurtosis)
+    kurtosis, skewness = measure_samples((kurtosis_of_centred, skewness_of_centred), projections)
+    kappa, gamma = jnp.nanmedian(kurtosis), jnp.nanmedian(jnp.abs(skewness))
     detectable = 2 * (24 / num_samples) ** 0.5
     return CriticalBatchSize(
         kappa / detectable,
         kappa,
         jnp.asarray(detectable, kappa.dtype),
+        gamma**2 / (4 * 6 / num_samples),
+        gamma,
         jnp.sum(~jnp.isfinite(kurtosis)),
     )
 

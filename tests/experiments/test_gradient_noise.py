@@ -37,7 +37,8 @@ def _execute(workdir, preset="smoke", **changes):
     )
 
 
-def _noise(fraction, critical=(0.0, 100.0, 500.0), accuracy=(0.1, 0.8, 1.0), **changes):
+def _noise(fraction, critical=(0.0, 100.0, 500.0), accuracy=(0.1, 0.8, 1.0),
+           by_skewness=(0.0, 0.0, 0.0), **changes):  # fmt: skip
     """What was measured, (2 seeds, 3 checkpoints, 3 sizes), by hand; the band is 0.02 to 0.08."""
     fraction = np.broadcast_to(fraction, (2, 3, 3))
     test = SimpleNamespace(
@@ -51,6 +52,7 @@ def _noise(fraction, critical=(0.0, 100.0, 500.0), accuracy=(0.1, 0.8, 1.0), **c
         "verdicts": {"tests": {"shapiro_wilk": test}},
         "accuracy": cells * np.array(accuracy),
         "critical": cells * np.array(critical),
+        "critical_by_skewness": cells * np.array(by_skewness),
         "pooled": 1.3 * cells,
         "by_coordinate": 2.02 * cells,
         "same_covariance": np.full((2, 3, 4), 1.32),
@@ -108,6 +110,15 @@ def test_one_case_that_fails_breaks_c2(tmp_path):
 def test_a_case_without_gradients_of_examples_has_no_part_in_b_star(tmp_path):
     found = _claims(tmp_path, _noise(AS_CLAIMED), _noise(0.3, critical=(np.nan,) * 3))
     assert found["b*"].num_samples == 18
+
+
+def test_b_star_with_skewness_is_the_larger_of_both(tmp_path):
+    run, late = _run(tmp_path), _noise(AS_CLAIMED, critical=(0.0, 0.0, 0.0))
+    assert (_noise_statistics.foretold(run, late)[0]).all()
+    both = _noise(AS_CLAIMED, critical=(0.0, 0.0, 500.0), by_skewness=(0.0, 100.0, 1.0))
+    above, seen = _noise_statistics.foretold(run, both, with_skewness=True)
+    np.testing.assert_array_equal(above, seen)
+    assert not np.array_equal(_noise_statistics.foretold(run, both)[0], seen)
 
 
 def test_intervals_of_shares_are_those_of_beta_quantiles():
@@ -174,7 +185,7 @@ def test_a_set_that_is_not_there_is_refused_before_anything_is_trained(tmp_path,
     assert not (tmp_path / "checkpoints").exists()
 
 
-FIGURES = {"rejected", "quantiles", "layers", "tail_index", "spectrum", "critical"}
+FIGURES = {"rejected", "quantiles", "layers", "directions", "tail_index", "spectrum", "critical"}
 
 
 @pytest.mark.slow

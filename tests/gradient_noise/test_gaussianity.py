@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from poster_jax import gradient_noise as gn
 
@@ -161,6 +162,14 @@ def test_critical_batch_size_from_moments(x64, key):
     np.testing.assert_allclose(kappa, 3, atol=0.2)
     np.testing.assert_allclose(found.batch_size, kappa / (2 * np.sqrt(24 / 1000)), rtol=1e-12)
     np.testing.assert_allclose(found.detectable, 0.31, atol=1e-3)
+    exponential = jax.random.exponential(key, (51, 20000))  # of skewness 2
+    skewed = gn.critical_batch_size(exponential, num_samples=1000)
+    np.testing.assert_allclose(skewed.skewness, 2, atol=0.1)
+    gamma = np.median(np.abs(scipy.stats.skew(exponential, axis=1)))
+    # a mean of that many has the skewness that is seen from 1000 numbers: two standard errors
+    np.testing.assert_allclose(
+        gamma / np.sqrt(skewed.batch_size_by_skewness), 2 * np.sqrt(6 / 1000), rtol=1e-12
+    )
     dead = gn.critical_batch_size(x.at[0].set(0), num_samples=1000)
     assert int(dead.num_degenerate) == 1
     np.testing.assert_allclose(dead.kurtosis, np.median(gn.excess_kurtosis(x[1:])), rtol=1e-12)

@@ -10,9 +10,10 @@ from scipy import special, stats
 
 from poster_jax import gradient_noise as gn
 from poster_jax.gradient_noise.normality import _normal_tails, _sorting
+from poster_jax.gradient_noise.normality.epps_pulley import _pvalue, limit_eigenvalues
 
 SIZES = (*range(3, 13), 50, 1000, 5000)
-NAMES = ("shapiro_wilk", "anderson_darling", "dagostino_k2", "jarque_bera")
+NAMES = ("shapiro_wilk", "anderson_darling", "dagostino_k2", "jarque_bera", "epps_pulley")
 OLD = "stephens1974"
 
 
@@ -27,6 +28,8 @@ def kinds(size, seed=0):
 def scipy_says(name, x):
     """(statistics, p-values) of the rows of x; scipy's Anderson-Darling has p-values by a table."""
     x = np.asarray(x, np.float64)
+    if name == "epps_pulley":
+        return double_sums(x), np.full(len(x), np.nan)  # scipy has no such test
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if name == "shapiro_wilk":
@@ -37,6 +40,16 @@ def scipy_says(name, x):
             test = stats.normaltest if name == "dagostino_k2" else stats.jarque_bera
             found = [test(row) for row in x]
     return np.array([f.statistic for f in found]), np.array([f.pvalue for f in found])
+
+
+def double_sums(x):
+    """Epps and Pulley's statistic of each row, by its second form."""
+    found = []
+    for row in x:
+        z, size = (row - row.mean()) / row.std(), row.size
+        pairs = np.exp(-((z[:, None] - z) ** 2) / 2).sum() / size
+        found.append(pairs - 2**0.5 * np.exp(-(z**2) / 4).sum() + size / 3**0.5)
+    return np.array(found)
 
 
 def ours(name, x, **options):
@@ -69,6 +82,35 @@ def test_tests_of_moments_are_scipys(x64, name, size):
     found, expected = ours(name, x), scipy_says(name, x)
     np.testing.assert_allclose(found.statistic, expected[0], rtol=1e-10)
     np.testing.assert_allclose(found.pvalue, expected[1], rtol=1e-9, atol=1e-300)
+
+
+@pytest.mark.parametrize("size", [3, 20, 1000])
+def test_epps_pulley_is_its_double_sum(size, x64):
+    """Also where two numbers are as far apart as they can be, so that the integrand oscillates."""
+    far = np.zeros((1, size))
+    far[0, :2] = 1, -1
+    x = np.concatenate([kinds(size), far])
+    exact = double_sums(x)
+    # the double sum takes M from numbers of the size of M
+    np.testing.assert_allclose(ours("epps_pulley", x).statistic, exact, atol=1e-13 * max(size, 100))
+    single = ours("epps_pulley", x.astype(np.float32)).statistic
+    np.testing.assert_allclose(single, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_the_limit_of_epps_pulley_has_its_mean_and_variance():
+    """1 - sqrt(3)/2, and Henze and Zirkler's variance for one dimension and beta = 1."""
+    weights = limit_eigenvalues()
+    np.testing.assert_allclose(weights.sum(), 1 - 3**0.5 / 2, rtol=1e-10)
+    variance = 2 / 5**0.5 + 2 / 3 * (1 + 2 / 9 + 9 / (4 * 81)) - 4 / 8**0.5 * (1 + 3 / 16 + 3 / 128)
+    np.testing.assert_allclose(2 * (weights**2).sum(), variance, rtol=1e-10)
+    # p-values against a million draws of the limit itself, standard error sqrt(p / 1e6)
+    rng, total = np.random.default_rng(0), np.zeros(10**6)
+    for weight in weights[:12]:
+        total += weight * rng.normal(size=total.size) ** 2
+    total += weights[12:].sum()
+    for statistic in (0.05, 0.13, 0.378, 0.8):
+        pvalue = float(jax.jit(_pvalue)(jnp.float32(statistic)))
+        assert abs(pvalue - (total > statistic).mean()) < 4 * (pvalue / total.size) ** 0.5
 
 
 def test_skewness_and_kurtosis_are_scipys(x64):
@@ -172,7 +214,7 @@ def test_equal_numbers_and_numbers_that_are_not_finite_give_nan(name):
 def test_null_calibration():
     """Oracle 2: of 4,000 normal samples a test at 5 % rejects 5 %; p-values have mean 1/2."""
     x = jax.random.normal(jax.random.key(0), (4000, 200))
-    for found in gn.normality_tests(x, tests=NAMES[:3]).values():
+    for found in gn.normality_tests(x, tests=(*NAMES[:3], NAMES[4])).values():
         assert abs(float(jnp.mean(found.pvalue < 0.05)) - 0.05) < 3 * (0.05 * 0.95 / 4000) ** 0.5
         assert abs(float(found.pvalue.mean()) - 0.5) < 4 * (1 / 12 / 4000) ** 0.5
 

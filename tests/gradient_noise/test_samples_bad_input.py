@@ -21,7 +21,7 @@ def test_shapiro_wilk_ends_where_its_fit_ends(size):
 
 
 def test_the_other_tests_have_no_upper_end():
-    for test in (gn.anderson_darling, gn.dagostino_k2, gn.jarque_bera):
+    for test in (gn.anderson_darling, gn.dagostino_k2, gn.jarque_bera, gn.epps_pulley):
         assert np.isfinite(test(np.linspace(-1, 1, 5001)).pvalue)
 
 
@@ -41,6 +41,7 @@ def test_the_other_tests_have_no_upper_end():
         ),
         (lambda: gn.dagostino_k2(X[:, :7]), ValueError, "at least 8 numbers"),
         (lambda: gn.jarque_bera(X[:, :2]), ValueError, "at least 3 numbers"),
+        (lambda: gn.epps_pulley(X[:, :2]), ValueError, "at least 3 numbers .* for epps_pulley"),
         (lambda: gn.shapiro_wilk(X, axis=2), ValueError, "axis must be an axis of samples"),
         (lambda: gn.shapiro_wilk(X, axis=None), TypeError, "axis must be an integer, got None"),
         (lambda: gn.shapiro_wilk(X[:0]), ValueError, "at least 1 sample, got the shape"),

@@ -9,6 +9,7 @@ from poster_jax.gradient_noise.normality.anderson_darling import (
     anderson_darling,
     anderson_darling_critical_values,
 )
+from poster_jax.gradient_noise.normality.epps_pulley import epps_pulley
 from poster_jax.gradient_noise.normality.moments import (
     dagostino_k2,
     excess_kurtosis,
@@ -23,6 +24,7 @@ __all__ = [
     "anderson_darling",
     "anderson_darling_critical_values",
     "dagostino_k2",
+    "epps_pulley",
     "excess_kurtosis",
     "jarque_bera",
     "normality_tests",

@@ -18,6 +18,10 @@ from poster_jax.gradient_noise.normality.anderson_darling import (
     anderson_darling_of_sorted,
     stephens_1974_of_sorted,
 )
+from poster_jax.gradient_noise.normality.epps_pulley import (
+    EPPS_PULLEY_SIZES,
+    epps_pulley_of_centred,
+)
 from poster_jax.gradient_noise.normality.moments import (
     DAGOSTINO_SIZES,
     JARQUE_BERA_SIZES,
@@ -34,6 +38,7 @@ TESTS = {
     "anderson_darling_stephens1974": (stephens_1974_of_sorted, STEPHENS_SIZES),
     "dagostino_k2": (dagostino_k2_of_centred, DAGOSTINO_SIZES),
     "jarque_bera": (jarque_bera_of_centred, JARQUE_BERA_SIZES),
+    "epps_pulley": (epps_pulley_of_centred, EPPS_PULLEY_SIZES),
 }
 
 
@@ -48,8 +53,8 @@ def normality_tests(
     Args:
       samples: real, any shape, float16 to float64.
       axis: along which one sample lies; M numbers.
-      tests: names, of "shapiro_wilk", "anderson_darling", "dagostino_k2", "jarque_bera" and
-        "anderson_darling_stephens1974", which rejects by the older table of critical values.
+      tests: names, of "shapiro_wilk", "anderson_darling", "dagostino_k2", "jarque_bera",
+        "epps_pulley" and "anderson_darling_stephens1974", which rejects by the older table.
 
     Returns:
       A NormalityTest for each name, as the function of that name gives it.

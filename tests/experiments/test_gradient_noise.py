@@ -14,7 +14,7 @@ from scipy import stats
 from experiments import _noise_claims, _noise_statistics, _program
 from experiments import _noise_measurement as measurement
 from experiments import gradient_noise as experiment
-from poster_jax.core import claims
+from poster_jax.core import claims, models
 
 TFDS = pathlib.Path(__file__).parents[1] / "data" / "tfds"
 NAMES = ["C1", "C2", "C3 (b = 32)", "C3 (b = 256)", "C4", "b*"]
@@ -204,8 +204,14 @@ def test_smoke_writes_all_its_files_and_goes_on_where_it_was(tmp_path):
 
 @pytest.mark.slow
 def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
-    """Twenty images of MNIST and of CIFAR-10, with and without BatchNorm."""
+    """Twenty images of MNIST and of CIFAR-10, with and without BatchNorm.
+
+    The residual network is a narrow one: its gradients are taken of thousands of images, batch by
+    batch and layer by layer.
+    """
     monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
+    narrow = lambda classes: models.ResNet(num_blocks=1, width=2, num_classes=classes)  # noqa: E731
+    monkeypatch.setitem(measurement.NETWORKS, "ResNet20 with BatchNorm", narrow)
     found = _execute(
         tmp_path,
         preset="paper",
@@ -220,6 +226,7 @@ def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch)
         num_surrogates=3,
         num_tail_vectors=4,
         num_tail_surrogates=1,
+        num_eigenvectors=1,
         num_coordinates=200,
         num_resamples=50,
     )

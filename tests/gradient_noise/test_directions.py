@@ -29,7 +29,9 @@ def test_the_transform_is_scipys_hadamard_matrix(bits, x64):
     np.testing.assert_allclose(np.asarray(jax.jit(transform)(ours)) / 2**bits, x, atol=1e-12)
 
 
-@pytest.mark.parametrize("size", [16, 1024, 21, 700])
+@pytest.mark.parametrize(
+    "size", [21, 1024, *(pytest.param(size, marks=pytest.mark.slow) for size in (16, 700))]
+)
 def test_hadamard_directions_are_rows_of_the_dense_matrix(net, size, key, x64):
     params = jax.tree.map(lambda a: a.astype(jnp.float64), tree_of(size))
     directions = random_directions(params, key, num=12, kind="hadamard")
@@ -62,7 +64,8 @@ def _unflatten(like, vector):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "layer", [None, "first/kernel", pytest.param("second", marks=pytest.mark.slow)]
+    "layer",
+    [None, *(pytest.param(path, marks=pytest.mark.slow) for path in ("first/kernel", "second"))],
 )
 def test_project_and_tangent_are_one_matrix(net, kind, layer, key, x64):
     params, _ = net.make_problem()
@@ -131,6 +134,7 @@ def test_nothing_is_stored_for_ten_million_parameters_and_a_thousand_directions(
     assert memory.temp_size_in_bytes < 8 * 4 * 10**7
 
 
+@pytest.mark.slow
 def test_drawn_in_blocks_and_drawn_at_once_are_the_same_directions(net, key, monkeypatch):
     params = jax.tree.map(jnp.asarray, net.make_problem(np.float32)[0])
     for kind in ("gaussian", "rademacher"):

@@ -78,6 +78,7 @@ def test_fit_records_what_scipy_says_of_the_noise_at_these_parameters(net, run):
     assert (np.asarray(records.num_degenerate) == 0).all()
 
 
+@pytest.mark.slow
 def test_random_directions_estimate_the_noise_scale_without_bias(net, key):
     params, batch = net.make_problem(np.float32)
     params = jax.tree.map(jnp.asarray, params)
@@ -90,6 +91,7 @@ def test_random_directions_estimate_the_noise_scale_without_bias(net, key):
     np.testing.assert_allclose(found.squared_norm, exact.squared_norm.mean, rtol=0.13)
 
 
+@pytest.mark.slow
 def test_directions_without_noise_are_counted_and_have_no_part(key):
     """One parameter has the same gradient for all examples, and 0.9 is no sum of powers of two."""
     x = jax.random.normal(key, (30, 3)).at[:, 1].set(0.1)
@@ -114,6 +116,7 @@ def test_directions_without_noise_are_counted_and_have_no_part(key):
         np.testing.assert_allclose(getattr(found, field), getattr(alone, field), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_optimiser_that_records_makes_the_same_updates(net, run):
     params, batch, _, observer, options, fit = run
     key = jax.random.key(5)

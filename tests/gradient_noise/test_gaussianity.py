@@ -29,6 +29,7 @@ def test_heavy_tails_are_outside_and_normal_rows_inside(key):
         assert int(found.num_directions) == 40
 
 
+@pytest.mark.slow
 def test_verdicts_do_not_turn_with_the_parameters(key):
     """Oracle 9: noise in rotated coordinates, seen along the same directions."""
     a, b, c, d = jax.random.split(key, 4)
@@ -54,7 +55,8 @@ def test_what_is_averaged_are_the_single_tests(key):
     np.testing.assert_allclose(found.skewness, np.median(abs(gn.skewness(x))), rtol=1e-5)
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, 3])
 def test_level_on_concentrated_noise(rank):
     """The calibrated test rejects 5 % of Gaussian problems; the fraction itself scatters widely."""
     problems = 200
@@ -78,6 +80,7 @@ def test_level_on_concentrated_noise(rank):
     assert inside.mean() > 0.85
 
 
+@pytest.mark.slow
 def test_surrogates_have_the_covariance_of_the_rows(x64, key):
     from poster_jax.gradient_noise._surrogates import draw_correlated, row_factor
 
@@ -118,9 +121,8 @@ def test_directions_without_noise_are_counted_and_have_no_part(key):
     assert np.isnan(none.kurtosis)
 
 
-@pytest.mark.parametrize(
-    "size", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (5000, 5001))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [3, 5000, 5001])
 def test_the_ends_of_shapiro_and_wilks_range(key, size):
     x = jax.random.normal(key, (2, size))
     tests = ("anderson_darling",) if size == 5001 else ("shapiro_wilk", "anderson_darling")
@@ -175,6 +177,7 @@ def test_critical_batch_size_from_moments(x64, key):
     np.testing.assert_allclose(dead.kurtosis, np.median(gn.excess_kurtosis(x[1:])), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_population_under_jit(key):
     x = jax.random.normal(key, (2, 20, 50))
     run = jax.jit(jax.vmap(lambda a: gn.gaussianity(a, key, num_surrogates=9)))

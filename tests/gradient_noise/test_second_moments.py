@@ -51,7 +51,15 @@ def covariance_of(gradients):
     return np.cov(gradients, rowvar=False, bias=True)
 
 
-@pytest.mark.parametrize("cut", [{}, {"microbatch": 7}, {"mesh": 8, "microbatch": 2}], ids=str)
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {},
+        pytest.param({"microbatch": 7}, marks=pytest.mark.slow),
+        pytest.param({"mesh": 8, "microbatch": 2}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_the_operator_is_the_explicit_covariance(net, cut, x64):
     params, batch = net.make_problem()
     if "mesh" in cut:
@@ -69,6 +77,7 @@ def test_the_operator_is_the_explicit_covariance(net, cut, x64):
     np.testing.assert_allclose(net.flat(layer(part)), expected, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_spectrum_by_lanczos_is_that_of_the_centred_gradients(net, key, x64):
     params, batch = net.make_problem()
     op = noise_covariance_operator(net.loss_fn, params, batch)
@@ -155,6 +164,7 @@ def test_linear_regression_with_gaussian_residuals_has_the_closed_form(x64):
     np.testing.assert_allclose(found, np.diag(expected), atol=5 * np.sqrt(8 / len(s)))
 
 
+@pytest.mark.slow
 def test_alignment_is_that_of_explicit_matrices(key, x64):
     w, (x, y) = make_regression(60, 8, seed=3)
     w = w + 0.3

@@ -49,7 +49,9 @@ def test_the_definition_with_a_remainder(key):
     np.testing.assert_allclose(authors, numpy_index(noise, 25, 2.2e-16), rtol=1e-5)
 
 
-@pytest.mark.parametrize("spread", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize(
+    "spread", [2.0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1.0, 3.0))]
+)
 def test_unequal_variances(key, spread):
     a, b = jax.random.split(key)
     # one block holds the whole spread of variances, the next the same ones

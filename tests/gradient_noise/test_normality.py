@@ -180,7 +180,7 @@ def test_axes_jit_and_vmap(name):
     "name", [*NAMES[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[2:])]
 )
 def test_a_population_of_one(name):
-    """XLA's CPU compiler has got chained sums wrong where a leading axis is 1."""
+    """A `vmap` over one member is what `map_population` makes of a single network."""
     x = jnp.asarray(np.random.default_rng(6).normal(size=(70, 200)), jnp.float32)
     alone = getattr(gn, name)(x)
     of_one = jax.jit(jax.vmap(getattr(gn, name)))(x[None])

@@ -112,8 +112,7 @@ def royston_coefficients(num_samples: int) -> np.ndarray:
 def shapiro_wilk_of_sorted(d: Array) -> Measured:
     """1 - W and the p-value of sorted columns (M, columns) of mean zero."""
     a = jnp.asarray(_coefficients(len(d)), d.dtype)
-    # A product, not a sum: XLA's CPU compiler (jax 0.10.2) gets this sum wrong, and the next with
-    # it, when the columns have a leading axis of 1, as under a vmap over one member.
+    # A product, not a sum: it reads the columns once, with no array of their size written between.
     residual = d - a[:, None] * jnp.matmul(a, d, precision="highest")
     one_minus_w = jnp.sum(residual**2, axis=0) / jnp.sum(d**2, axis=0)
     return Measured(one_minus_w, _pvalue(one_minus_w, len(d)))

@@ -39,7 +39,7 @@ def findings(run: Run, results: Results) -> Findings:
     )
     sections = []
     for index, case in enumerate(results.cases):
-        prefix = "" if len(results.cases) == 1 else f"{index}_"
+        prefix = "" if len(results.cases) == 1 else f"case_{index}_"
         sections += [
             _verdicts(run, prefix, case, results.found[case]),
             _tails(run, prefix, case, results.found[case]),

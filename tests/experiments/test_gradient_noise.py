@@ -5,16 +5,17 @@ import json
 import pathlib
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import _noise_claims, _noise_statistics, _program
+from experiments import _noise_claims, _noise_report, _noise_statistics, _program
 from experiments import _noise_measurement as measurement
 from experiments import gradient_noise as experiment
-from poster_jax.core import claims, models
+from poster_jax.core import claims
 
 TFDS = pathlib.Path(__file__).parents[1] / "data" / "tfds"
 NAMES = ["C1", "C2", "C3 (b = 32)", "C3 (b = 256)", "C4", "b*"]
@@ -46,9 +47,22 @@ def _noise(fraction, critical=(0.0, 100.0, 500.0), accuracy=(0.1, 0.8, 1.0),
         rejected_low=np.full((2, 3, 3), 0.02),
         rejected_high=np.full((2, 3, 3), 0.08),
         inside_band=(fraction >= 0.02) & (fraction <= 0.08),
+        mean_pvalue=0.5 - fraction / 2,
+        mean_statistic=0.99 - fraction / 100,
+        surrogate_pvalue=np.full((2, 3, 3), 0.4),
+        surrogate_mean_pvalue=np.full((2, 3, 3, 5), 0.5),
     )
     cells = np.ones((2, 3))
     found = {
+        "loss": 0.5 * cells,
+        "kurtosis": 3.0 * cells,
+        "skewness": 0.5 * cells,
+        "coordinates": 0.1 * cells,
+        "families": dict.fromkeys(measurement.FAMILIES, 0.2 * cells),
+        "layers": np.full((2, 3, 2), 0.1),
+        "layer_names": ("Dense_0", "Dense_1"),
+        "shown": np.random.default_rng(0).normal(size=(2, 3, 3, 4, 30)),
+        "spectrum": np.full((2, 3, 60), 1.0) / np.arange(1, 61),
         "verdicts": {"tests": {"shapiro_wilk": test}},
         "accuracy": cells * np.array(accuracy),
         "critical": cells * np.array(critical),
@@ -110,6 +124,16 @@ def test_one_case_that_fails_breaks_c2(tmp_path):
 def test_a_case_without_gradients_of_examples_has_no_part_in_b_star(tmp_path):
     found = _claims(tmp_path, _noise(AS_CLAIMED), _noise(0.3, critical=(np.nan,) * 3))
     assert found["b*"].num_samples == 18
+
+
+def test_pictures_of_several_cases_have_names_of_their_own(tmp_path):
+    cases = [CASE, CASE._replace(rate=0.2)]
+    nothing = dict.fromkeys(measurement.FAMILIES, np.full((2, 3), np.nan))  # as with BatchNorm
+    found = [_noise(AS_CLAIMED), _noise(AS_CLAIMED, families=nothing)]
+    results = _noise_statistics.Results(cases, dict(zip(cases, found, strict=True)))
+    sections = _noise_report.findings(_run(tmp_path), results).sections
+    names = [picture.name for section in sections for picture in section.pictures]
+    assert sorted(names) == sorted(f"case_{i}_{name}" for i in (0, 1) for name in FIGURES)
 
 
 def test_b_star_with_skewness_is_the_larger_of_both(tmp_path):
@@ -202,16 +226,24 @@ def test_smoke_writes_all_its_files_and_goes_on_where_it_was(tmp_path):
     assert [c.measured for c in again.claims] == [c.measured for c in found.claims]
 
 
+class TinyWithBatchNorm(nn.Module):
+    classes: int
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(2, (4, 4), strides=4)(x))
+        return nn.Dense(self.classes)(nn.relu(x).mean((1, 2)))
+
+
 @pytest.mark.slow
 def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
     """Twenty images of MNIST and of CIFAR-10, with and without BatchNorm.
 
-    The residual network is a narrow one: its gradients are taken of thousands of images, batch by
-    batch and layer by layer.
+    The network with BatchNorm is a tiny one: its gradients are taken of thousands of images, batch
+    by batch and layer by layer.
     """
     monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
-    narrow = lambda classes: models.ResNet(num_blocks=1, width=2, num_classes=classes)  # noqa: E731
-    monkeypatch.setitem(measurement.NETWORKS, "ResNet20 with BatchNorm", narrow)
+    monkeypatch.setitem(measurement.NETWORKS, "ResNet20 with BatchNorm", TinyWithBatchNorm)
     found = _execute(
         tmp_path,
         preset="paper",
@@ -232,6 +264,6 @@ def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch)
     )
     assert [claim.name for claim in found.claims] == NAMES
     assert {p.stem for p in (tmp_path / "figures").glob("*.png")} == {
-        f"{index}_{name}" for index in (0, 1) for name in FIGURES
+        f"case_{index}_{name}" for index in (0, 1) for name in FIGURES
     }
     assert found.claims[-1].num_samples == 2 * 2 * 3  # LeNet5's cells alone have a b*

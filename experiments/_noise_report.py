@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import _noise_pictures as pictures
 from experiments._noise_claims import claims_of
 from experiments._noise_statistics import LARGE, SMALL, TEST, Results
 from experiments._program import Findings, Run
+from poster_jax import gradient_noise as noise
 from poster_jax.core import report
 
 _FITTED = 50  # largest eigenvalues of the power law
@@ -218,7 +220,8 @@ def _second_order(run: Run, prefix: str, case: Any, found: dict[str, Any]) -> re
         "or below 0 (tails no heavier than normal: any batch will do) are not shown.",
     )
     values = spectra[-1]
-    fit = np.log(values[:_FITTED] / values[_FITTED - 1]).sum() / _FITTED
+    fitted = min(_FITTED, len(values) - 1)  # the last one is zero: the mean is taken out
+    law = noise.fit_power_law(jnp.asarray(values), num_values=fitted)
     numbers = [
         report.number(
             "effective rank at the end",
@@ -227,8 +230,9 @@ def _second_order(run: Run, prefix: str, case: Any, found: dict[str, Any]) -> re
         ),
         report.number(
             "power of the rank at the end",
-            -fit,
-            f"Eigenvalues as a power of the rank, maximum likelihood over the {_FITTED} largest.",
+            -law.rank_exponent,
+            f"Eigenvalues as a power of the rank, maximum likelihood over the {fitted} largest; "
+            f"distance of Kolmogorov and Smirnov {float(law.ks_distance):.3f}.",
         ),
         *(
             report.number(

@@ -48,8 +48,9 @@ def test_hadamard_directions_are_rows_of_the_dense_matrix(net, size, key, x64):
         np.testing.assert_allclose(gram, np.eye(12), atol=1e-12)
     else:
         # two rows share all digits below digit j: whole blocks of 2^(j+1) cancel
-        different = np.asarray(directions.rows)[:, None] ^ np.asarray(directions.rows)
-        lowest = np.where(different > 0, different & -different, size)
+        rows = np.asarray(directions.rows, np.int64)
+        different = np.bitwise_xor.outer(rows, rows)
+        lowest = np.where(different > 0, different & np.negative(different), size)
         assert (np.abs(gram) <= lowest / size + 1e-12).all()
 
 

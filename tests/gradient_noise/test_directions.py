@@ -105,6 +105,7 @@ def test_projections_of_a_fixed_vector_have_the_moments_of_the_sphere(kind, key)
     assert scipy.stats.kstest(found.ravel() * size**0.5, "norm").pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_distinct_integers_are_distinct_and_uniform():
     for num, below in ((1000, 1000), (50, 51), (700, 1797), (3, 2**24), (1, 1)):
         found = np.asarray(distinct_integers(jax.random.key(num), num, below))
@@ -168,6 +169,7 @@ def test_half_precision_leaves_are_joined_in_float32(key):
     assert directions.project(params).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_directions_pass_through_jit_and_vmap(key):
     params = tree_of(20)
     keys = jax.random.split(key, 3)

@@ -43,6 +43,7 @@ def test_verdicts_do_not_turn_with_the_parameters(key):
             assert [bool(test.inside_band) for test in found.tests.values()] == [inside] * 2
 
 
+@pytest.mark.slow
 def test_what_is_averaged_are_the_single_tests(key):
     x = jax.random.t(key, 5.0, (20, 50))
     found = gn.gaussianity(x, key, level=0.1, num_surrogates=9)

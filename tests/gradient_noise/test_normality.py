@@ -14,6 +14,11 @@ from poster_jax.gradient_noise.normality.epps_pulley import _pvalue, limit_eigen
 
 SIZES = (*range(3, 13), 50, 1000, 5000)
 NAMES = ("shapiro_wilk", "anderson_darling", "dagostino_k2", "jarque_bera", "epps_pulley")
+# One with a sort and one without runs quickly, the others with the slow tests.
+FIRST = [
+    name if name in ("shapiro_wilk", "epps_pulley") else pytest.param(name, marks=pytest.mark.slow)
+    for name in NAMES
+]
 OLD = "stephens1974"
 
 
@@ -153,7 +158,7 @@ def test_small_numbers_far_from_zero(dtype):
     np.testing.assert_allclose(found.pvalue, scipy_says("shapiro_wilk", shifted)[1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIRST)
 def test_scale_shift_and_sign_do_not_matter(x64, name):
     """Oracle 9, first half."""
     x = kinds(40)
@@ -164,7 +169,7 @@ def test_scale_shift_and_sign_do_not_matter(x64, name):
         np.testing.assert_allclose(again.pvalue, found.pvalue, rtol=1e-7)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIRST)
 def test_axes_jit_and_vmap(name):
     x = np.random.default_rng(0).normal(size=(2, 20, 3)).astype(np.float32)
     test = getattr(gn, name)
@@ -176,9 +181,7 @@ def test_axes_jit_and_vmap(name):
     np.testing.assert_allclose(together.pvalue, found.pvalue, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", [*NAMES[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[2:])]
-)
+@pytest.mark.parametrize("name", FIRST)
 def test_a_population_of_one(name):
     """A `vmap` over one member is what `map_population` makes of a single network."""
     x = jnp.asarray(np.random.default_rng(6).normal(size=(70, 200)), jnp.float32)
@@ -200,7 +203,7 @@ def test_several_tests_are_the_single_ones():
         np.testing.assert_allclose(found[name].pvalue, single.pvalue, rtol=1e-5, atol=1e-30)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIRST)
 def test_equal_numbers_and_numbers_that_are_not_finite_give_nan(name):
     x = np.random.default_rng(0).normal(size=(100, 20)).astype(np.float32)
     bad = {0: np.float32(0.0), 1: np.float32(0.1), 2: np.nan, 3: np.inf}

@@ -64,7 +64,7 @@ def test_a_layer_alone_and_microbatches_that_do_not_divide(net, mode, layer, key
     np.testing.assert_allclose(cut, whole, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["forward", "reverse"])
+@pytest.mark.parametrize("mode", [pytest.param("forward", marks=pytest.mark.slow), "reverse"])
 def test_float32_is_accurate(net, mode, key):
     params, batch = net.make_problem(np.float32)
     directions = random_directions(_jax(params), key, num=6)
@@ -75,7 +75,8 @@ def test_float32_is_accurate(net, mode, key):
     np.testing.assert_allclose(ours, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("replacement", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("replacement", [True, False])
 def test_minibatches_are_resampled_examples(net, replacement, key, x64):
     params, batch = net.make_problem()
     directions = random_directions(_jax(params), key, num=5)
@@ -100,19 +101,10 @@ def test_every_way_answers_for_every_batch_size(net, key, x64):
         np.testing.assert_allclose(ask(mode), reverse, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("examples", "mode", "spread"),
-    [
-        (23, "reverse", "directions"),
-        *(
-            pytest.param(examples, mode, spread, marks=pytest.mark.slow)
-            for examples in (5, 23)
-            for mode in ("forward", "reverse")
-            for spread in ("examples", "directions")
-            if (examples, mode, spread) != (23, "reverse", "directions")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", ["examples", "directions"])
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+@pytest.mark.parametrize("examples", [5, 23])
 def test_eight_devices_equal_one(net, examples, mode, spread, key):
     params, batch = net.make_problem(np.float32, examples=examples)
     directions = random_directions(_jax(params), key, num=11)

@@ -73,6 +73,7 @@ def test_noise_is_exact_relative_to_itself_in_float32(key):
     assert np.abs(u - exact).max() <= 2 * np.spacing(np.float32(1e4))
 
 
+@pytest.mark.slow
 def test_blocks_of_batches_change_nothing(key, monkeypatch):
     s = jax.random.normal(key, (3, 40))
     options = {"batch_size": 8, "num_batches": 21}
@@ -85,6 +86,7 @@ def test_blocks_of_batches_change_nothing(key, monkeypatch):
     np.testing.assert_allclose(ours, whole, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_jit_and_vmap(key):
     s, keys = jax.random.normal(key, (2, 3, 40)), jax.random.split(key, 2)
     resample = lambda s, k: resample_projections(  # noqa: E731

@@ -142,6 +142,7 @@ def test_two_batch_sizes_give_the_noise_scale_without_bias(x64):
     assert 0.6 < float(found.simple.stderr) / spread < 1.6
 
 
+@pytest.mark.slow
 def test_linear_regression_with_gaussian_residuals_has_the_closed_form(x64):
     w, (x, y) = make_regression(200_000, 3)
     direction = np.array([[1.0, -1.0, 0.5]])
@@ -192,6 +193,7 @@ def test_alignment_is_that_of_explicit_matrices(key, x64):
     )
 
 
+@pytest.mark.slow
 def test_isotropic_noise_has_gain_one_and_effective_rank_p(key, x64):
     q, _ = np.linalg.qr(np.random.default_rng(5).normal(size=(16, 4)))
     x = np.concatenate([q, -q]) * 3  # mean zero, covariance 9 / 16 * 2 * q q^T with q^T q = 1
@@ -234,6 +236,7 @@ def test_power_law_fit_is_scipys_maximum_likelihood_and_ks_distance(num_values, 
     assert np.isnan(float(fit_power_law(jnp.array([1.0, 0.5, 0.0])).exponent))
 
 
+@pytest.mark.slow
 def test_jit_vmap_over_checkpoints_and_float32(net, key):
     params, batch = net.make_problem(np.float32)
 

@@ -104,6 +104,7 @@ def test_coordinates_over_batches_are_gaussian_where_pooled_they_are_not(key):
     assert abs(float(gn.pooled_tail_index(same)) - pooled) < 0.03
 
 
+@pytest.mark.slow
 def test_surrogates_have_the_moments_that_they_promise(x64, key):
     noise = jax.random.t(key, 8.0, (2000, 3)) @ jnp.array([[1.0, 2, 0], [0, 1, 1], [0, 0, 1e-3]])
     covariance = np.cov(noise.T, bias=True)
@@ -143,6 +144,7 @@ def test_hill_on_a_pareto_tail(x64, key):
     np.testing.assert_allclose(gn.hill_tail_index(x.T, k=k, axis=0), found, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_population_under_jit(key):
     x = gn.sample_stable(key, jnp.array([[1.2], [1.9]]), (2, 400))
     together = jax.jit(jax.vmap(gn.stable_tail_index))(x)

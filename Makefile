@@ -46,7 +46,7 @@ slow: $(VENV)/.dev ## the tests that take minutes
 	$(py) -m pytest -n $(workers) --dist loadgroup -m slow tests
 
 optimised: $(VENV)/.dev ## the numerical tests once more, compiled as users compile (the others compile faster)
-	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadgroup tests/core tests/curvature tests/flatness
+	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadgroup tests/core tests/curvature tests/flatness tests/gradient_noise/test_normality.py
 
 posters: $(VENV)/.runtime ## every poster at a preset (preset=laptop), and the table of claims
 	$(py) -m experiments.posters --preset=$(preset) --workdir=$(workdir)
@@ -58,7 +58,7 @@ posters: $(VENV)/.runtime ## every poster at a preset (preset=laptop), and the t
 
 bench: $(VENV)/.dev .venv-peers/.done .venv-oracles/.done ## each method against its peers, ratios of medians, in out/benchmarks
 	@mkdir -p $(results)
-	for b in convolution populations curvature kernels; do \
+	for b in convolution populations curvature kernels gradient_noise; do \
 		$(py) -m benchmarks.$$b --json=$(results)/$$b.json || exit 1; done
 
 lint: $(VENV)/.dev ## style and types
@@ -88,7 +88,7 @@ wheel: $(VENV)/.dev ## build the wheel and import it in a clean environment
 	$(py) -m build --wheel --outdir dist . >/dev/null
 	$(PYTHON) -m venv build/wheel-check
 	build/wheel-check/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(lock) dist/*.whl
-	cd build && wheel-check/bin/python -c "import poster_jax, poster_jax.curvature, poster_jax.flatness; print('wheel', poster_jax.__version__, 'imports from', poster_jax.__path__[0])"
+	cd build && wheel-check/bin/python -c "import poster_jax, poster_jax.curvature, poster_jax.flatness, poster_jax.gradient_noise; from poster_jax.kernels import stax; print('wheel', poster_jax.__version__, 'imports from', poster_jax.__path__[0])"
 	rm -rf build/wheel-check
 
 lock: ## write locks/ again from the newest versions of this Python

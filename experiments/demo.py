@@ -28,6 +28,8 @@ class Settings:
         8, "products behind each measure of a rescaled network"
     )
     kernel_digits: int = _program.setting(200, "digits that the kernels are computed on")
+    noise_directions: int = _program.setting(64, "directions along which noise is tested")
+    noise_vectors: int = _program.setting(500, "mini-batches of each size, at most 5000")
 
 
 PRESETS = {
@@ -43,6 +45,8 @@ PRESETS = {
         rescalings=10,
         rescaling_probes=2,
         kernel_digits=48,
+        noise_directions=16,
+        noise_vectors=100,
     ),
 }
 

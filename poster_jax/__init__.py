@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from poster_jax import core as core
     from poster_jax import curvature as curvature
     from poster_jax import flatness as flatness
+    from poster_jax import gradient_noise as gradient_noise
     from poster_jax import kernels as kernels
 
-__all__ = ["core", "curvature", "flatness", "kernels"]
+__all__ = ["core", "curvature", "flatness", "gradient_noise", "kernels"]
 
 try:
     __version__ = version("poster_jax")

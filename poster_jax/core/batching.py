@@ -119,7 +119,11 @@ def sum_over_batch(
 
 
 def map_over_batch(
-    fn: Callable[[Batch], Any], batch: Batch, *, microbatch: int | None = None
+    fn: Callable[[Batch], Any],
+    batch: Batch,
+    *,
+    microbatch: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Any:
     """What `fn(batch)` is for a `fn` that keeps the example axis, a microbatch at a time.
 
@@ -128,6 +132,7 @@ def map_over_batch(
         example (a model in evaluation mode, per-example losses).
       batch: pytree whose leaves share a leading axis of N examples.
       microbatch: examples in one step of the loop; None takes all at once.
+      mesh: as in `mean_over_batch`.
 
     Returns:
       The pytree of `fn` for the whole batch, leading axis N.
@@ -148,14 +153,25 @@ def map_over_batch(
             raise ValueError(
                 f"fn must keep the example axis of length {size}, got an output {leaf.shape}."
             )
-    if microbatch is None or microbatch >= size:
-        return fn(batch)
-    chunks, rest = _chunks(batch, size, microbatch)
-    out = jax.lax.map(fn, chunks)
-    out = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), out)
-    if rest is None:
+    if mesh is None:
+        return _map_on_device(fn, batch, size, microbatch)
+    batch = on_mesh(batch, mesh)
+    share = size // mesh.shape[DATA_AXIS]
+    even = share * mesh.shape[DATA_AXIS]
+    if even == 0:
+        return _map_on_device(fn, batch, size, microbatch)
+    spread = jax.shard_map(
+        lambda part: _map_on_device(fn, part, share, microbatch),
+        mesh=mesh,
+        in_specs=PartitionSpec(DATA_AXIS),
+        out_specs=PartitionSpec(DATA_AXIS),
+        check_vma=False,
+    )
+    out = spread(_slice(batch, 0, even))
+    if even == size:
         return out
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, fn(rest))
+    rest = _map_on_device(fn, _slice(batch, even, size), size - even, microbatch)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, rest)
 
 
 def _check(fn: Any, batch: Batch, microbatch: int | None) -> int:
@@ -186,6 +202,19 @@ def _mean_on_device(
         return mean
     whole = num_chunks * microbatch / size
     return _weighted_sum([(mean, whole), (fn(rest), 1 - whole)])
+
+
+def _map_on_device(
+    fn: Callable[[Batch], Any], batch: Batch, size: int, microbatch: int | None
+) -> Any:
+    if microbatch is None or microbatch >= size:
+        return fn(batch)
+    chunks, rest = _chunks(batch, size, microbatch)
+    out = jax.lax.map(fn, chunks)
+    out = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), out)
+    if rest is None:
+        return out
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, fn(rest))
 
 
 def _zero(shape: jax.ShapeDtypeStruct) -> jax.Array:

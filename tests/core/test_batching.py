@@ -113,6 +113,15 @@ def test_map_keeps_trailing_axes_under_jit():
     np.testing.assert_allclose(ours, np.arange(24.0).reshape(6, 4).sum(1)[:, None] * np.ones(2))
 
 
+@pytest.mark.parametrize("size", [5, 8, 19])
+@pytest.mark.parametrize("microbatch", [None, 2])
+def test_mapping_keeps_the_order_of_the_examples_on_eight_devices(size, microbatch):
+    x = jnp.arange(float(size))
+    fn = lambda x: {"cube": jnp.stack([x, x**3], axis=1)}  # noqa: E731
+    ours = map_over_batch(fn, x, microbatch=microbatch, mesh=data_mesh(8))
+    np.testing.assert_array_equal(ours["cube"][:, 1], np.arange(float(size)) ** 3)
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize("fn", [mean_over_batch, sum_over_batch, map_over_batch])
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ CASES = {
     "batch groups": Case(
         (6, 3, 5, 4), (9, 3, 2, 2), (1, 1), [(0, 1), (1, 0)], {"batch_group_count": 3}
     ),
+    "few large images": Case((2, 2, 24, 23), (3, 2, 3, 3), (1, 1), "SAME"),
     "1-D": Case((4, 9, 3), (3, 3, 6), (2,), "SAME", {"dimension_numbers": CHANNELS_LAST[1]}),
     "3-D": Case(
         (2, 5, 3, 4, 3), (2, 2, 3, 3, 5), (1, 2, 1), "SAME", {"dimension_numbers": CHANNELS_LAST[3]}

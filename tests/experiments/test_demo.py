@@ -31,6 +31,7 @@ def test_every_section_and_picture_is_on_the_page(workdir):
         "Curvature of the loss",
         "Relative flatness",
         "Kernels",
+        "Noise of the gradients",
         "test accuracy",
     ):
         assert words in page
@@ -45,6 +46,7 @@ def test_every_section_and_picture_is_on_the_page(workdir):
         "flatness_rescaling",
         "kernel_spectrum_mlp",
         "kernel_spectrum_cnn",
+        "noise_quantiles",
     }
     assert page.count("data:image/png;base64,") == len(pictures)
 

@@ -7,7 +7,6 @@ import pytest
 from flax import linen as nn
 
 from poster_jax.kernels import empirical
-from poster_jax.kernels.empirical.cost import count_flops
 from poster_jax.kernels.empirical.graph import trace
 from poster_jax.kernels.empirical.uses import find_uses
 
@@ -259,18 +258,6 @@ def test_kernel_of_linear_training_is_the_one_that_predict_takes():
         params = jax.tree.map(lambda p, g: p - step * g, params, slope(half))
     expected = predict_fn(500 * step, dense(w, x))
     np.testing.assert_allclose(f(params, x), expected, atol=1e-7)
-
-
-def test_the_count_of_operations_knows_products_loops_and_branches():
-    a = jnp.ones((3, 4))
-    assert count_flops(lambda a: a @ a.T, a) == 2 * 3 * 3 * 4
-    scan = lambda a: jax.lax.scan(lambda c, _: (c @ c.T @ c, None), a, None, 5)[0]  # noqa: E731
-    assert count_flops(scan, a) == 5 * (2 * 9 * 4 + 2 * 12 * 3)
-    image, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
-    conv = lambda x, w: jax.lax.conv_general_dilated(  # noqa: E731
-        x, w, (1, 1), "SAME", dimension_numbers=CONV
-    )
-    assert count_flops(conv, image, kernel) == 2 * (2 * 64 * 5) * (9 * 3)
 
 
 def test_kernels_differentiate_and_batch_over_parameters():

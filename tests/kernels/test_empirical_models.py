@@ -10,9 +10,9 @@ from flax import linen as nn
 from flax import nnx
 
 from poster_jax.core import models
+from poster_jax.core.cost import count_flops
 from poster_jax.kernels import empirical
 from poster_jax.kernels.batch import batch
-from poster_jax.kernels.empirical.cost import count_flops
 from poster_jax.kernels.linearize import linearize
 
 pytestmark = pytest.mark.usefixtures("x64")

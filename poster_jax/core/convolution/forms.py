@@ -15,6 +15,7 @@ from poster_jax.core.convolution.banded import (
     banded_output,
     groups_per_block,
     images_per_block,
+    images_per_kernel_block,
 )
 from poster_jax.core.convolution.plain import plain_kernel, plain_output
 from poster_jax.core.convolution.window import Window, mirrored
@@ -53,7 +54,7 @@ def _output(images: Array, kernel: Array, window: Window) -> Array:
 
 
 def _kernel(images: Array, output: Array, window: Window) -> Array:
-    block = images_per_block(images, output, window)
+    block = images_per_kernel_block(images, output, window)
     if block:
         return banded_kernel(images, output, window, block)
     return plain_kernel(images, output, window)

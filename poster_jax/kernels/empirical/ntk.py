@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from poster_jax.core.checks import check_callable
+from poster_jax.core.cost import count_flops
 from poster_jax.core.typing import Array, Params
 from poster_jax.kernels.empirical.arguments import Side, sides
 from poster_jax.kernels.empirical.contraction import contract
-from poster_jax.kernels.empirical.cost import count_flops
 from poster_jax.kernels.empirical.factors import derivatives
 from poster_jax.kernels.empirical.labels import Labels, labels_of
 from poster_jax.kernels.empirical.products import ntk_by_products

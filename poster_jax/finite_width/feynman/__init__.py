@@ -1,0 +1,25 @@
+"""How do correlation functions of a network and its derivatives fall with its width?
+
+A correlator is declared, not coded: `correlator("f(x1) f(x2) df(x1).df(x2)")`. From the declaration
+come the cluster graph and the conjectured bound C = O(n^s), s = n_e + n_o / 2 - m / 2; for deep
+linear networks the exact polynomial in 1/n, diagram by diagram.
+
+Poster: "Asymptotics of Wide Networks from Feynman Diagrams", Dyer and Gur-Ari, NeurIPS 2019
+workshop, arXiv 1909.11304.
+"""
+
+from poster_jax.finite_width.feynman.correlator import ClusterGraph, Correlator, correlator
+from poster_jax.finite_width.feynman.diagrams import Diagram, automorphisms, diagrams
+from poster_jax.finite_width.feynman.linear import linear_polynomial
+from poster_jax.finite_width.feynman.polynomial import Polynomial
+
+__all__ = [
+    "ClusterGraph",
+    "Correlator",
+    "Diagram",
+    "Polynomial",
+    "automorphisms",
+    "correlator",
+    "diagrams",
+    "linear_polynomial",
+]

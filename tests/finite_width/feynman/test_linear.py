@@ -210,6 +210,44 @@ def test_the_bound_is_a_theorem_for_all_correlators_of_six_tensors(depth):
     assert list(violations(6, depth)) == []
 
 
+def brute_force(num_tensors, depth):
+    """Which pairs all tuples of matchings hold, and their power of 1/n: for every correlator."""
+    pairs = {frozenset(p): k for k, p in enumerate(itertools.combinations(range(num_tensors), 2))}
+    all_matchings = list(_isserlis.pairings(list(range(num_tensors))))
+    one = np.zeros((len(all_matchings), len(pairs)), int)
+    for row, matching in enumerate(all_matchings):
+        one[row, [pairs[pair] for pair in matching]] = 1
+    lost = np.array(
+        [[num_tensors // 2 - _isserlis.components(p + q) for q in all_matchings]
+         for p in all_matchings]
+    )  # fmt: skip
+    chosen = np.indices((len(all_matchings),) * (depth + 1)).reshape(depth + 1, -1)
+    held = sum(one[layer] for layer in chosen)
+    powers = sum(lost[p, q] for p, q in itertools.pairwise(chosen))
+    return held, powers
+
+
+@pytest.mark.parametrize(
+    ("num_tensors", "depth"),
+    [
+        *itertools.product([2, 4], [1, 2, 3]),
+        *(pytest.param(6, depth, marks=pytest.mark.slow) for depth in (1, 2, 3)),
+    ],
+)
+def test_every_correlator_of_up_to_six_tensors_equals_brute_force(num_tensors, depth):
+    held, powers = brute_force(num_tensors, depth)
+    pairs = list(itertools.combinations(range(num_tensors), 2))
+    for counts in multigraphs(num_tensors, depth + 1):
+        weights = np.ones(len(held), int)
+        for pair in np.flatnonzero(counts):
+            for taken in range(counts[pair]):
+                weights = weights * (held[:, pair] - taken)
+        wanted = np.bincount(powers, weights)
+        contractions = tuple(p for p, c in zip(pairs, counts, strict=True) for _ in range(c))
+        found = linear_polynomial(Correlator(("x",) * num_tensors, contractions), depth=depth)
+        assert found.terms == {(k,): v for k, v in enumerate(wanted) if v}
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("options", "kind", "words"),

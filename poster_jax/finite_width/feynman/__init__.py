@@ -11,6 +11,7 @@ workshop, arXiv 1909.11304.
 
 from poster_jax.finite_width.feynman.correlator import ClusterGraph, Correlator, correlator
 from poster_jax.finite_width.feynman.diagrams import Diagram, automorphisms, diagrams
+from poster_jax.finite_width.feynman.exponent import VERDICTS, Exponent, fit_exponent
 from poster_jax.finite_width.feynman.linear import linear_polynomial
 from poster_jax.finite_width.feynman.measure import (
     Measurement,
@@ -23,9 +24,11 @@ from poster_jax.finite_width.feynman.one_layer import one_layer_polynomial
 from poster_jax.finite_width.feynman.polynomial import Polynomial
 
 __all__ = [
+    "VERDICTS",
     "ClusterGraph",
     "Correlator",
     "Diagram",
+    "Exponent",
     "Measurement",
     "Polynomial",
     "WidthNetwork",
@@ -33,6 +36,7 @@ __all__ = [
     "correlator",
     "deep_network",
     "diagrams",
+    "fit_exponent",
     "linear_polynomial",
     "measure",
     "measure_all",

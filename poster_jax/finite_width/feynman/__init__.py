@@ -11,7 +11,9 @@ workshop, arXiv 1909.11304.
 
 from poster_jax.finite_width.feynman.correlator import ClusterGraph, Correlator, correlator
 from poster_jax.finite_width.feynman.diagrams import Diagram, automorphisms, diagrams
+from poster_jax.finite_width.feynman.dynamics import FirstOrderDynamics, first_order_dynamics
 from poster_jax.finite_width.feynman.exponent import VERDICTS, Exponent, fit_exponent
+from poster_jax.finite_width.feynman.hierarchy import Hierarchy, hierarchy, hierarchy_fn
 from poster_jax.finite_width.feynman.linear import linear_polynomial
 from poster_jax.finite_width.feynman.measure import (
     Measurement,
@@ -29,6 +31,8 @@ __all__ = [
     "Correlator",
     "Diagram",
     "Exponent",
+    "FirstOrderDynamics",
+    "Hierarchy",
     "Measurement",
     "Polynomial",
     "WidthNetwork",
@@ -36,7 +40,10 @@ __all__ = [
     "correlator",
     "deep_network",
     "diagrams",
+    "first_order_dynamics",
     "fit_exponent",
+    "hierarchy",
+    "hierarchy_fn",
     "linear_polynomial",
     "measure",
     "measure_all",

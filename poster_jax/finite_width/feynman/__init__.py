@@ -11,6 +11,7 @@ workshop, arXiv 1909.11304.
 
 from poster_jax.finite_width.feynman.correlator import ClusterGraph, Correlator, correlator
 from poster_jax.finite_width.feynman.diagrams import Diagram, automorphisms, diagrams
+from poster_jax.finite_width.feynman.drawing import draw
 from poster_jax.finite_width.feynman.dynamics import FirstOrderDynamics, first_order_dynamics
 from poster_jax.finite_width.feynman.exponent import VERDICTS, Exponent, fit_exponent
 from poster_jax.finite_width.feynman.hierarchy import Hierarchy, hierarchy, hierarchy_fn
@@ -40,6 +41,7 @@ __all__ = [
     "correlator",
     "deep_network",
     "diagrams",
+    "draw",
     "first_order_dynamics",
     "fit_exponent",
     "hierarchy",

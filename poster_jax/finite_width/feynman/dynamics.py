@@ -144,11 +144,27 @@ def _divided_difference(time: Any, rate: Any, nodes: list[Any]) -> Any:
     flat = jnp.stack([node.ravel() for node in nodes], axis=-1)
     matrices = jax.vmap(lambda row: jnp.diag(row) + jnp.eye(size, k=1, dtype=row.dtype))(flat)
     if rate is None:
-        found = jax.vmap(jax.scipy.linalg.expm)(-time * matrices)
+        found = _exponential(-time * matrices)
     else:
         steps = jnp.round(time / rate).astype(jnp.int32)
         found = _power(jnp.eye(size, dtype=flat.dtype) - rate * matrices, steps)
     return found[:, 0, -1].reshape(nodes[0].shape)
+
+
+def _exponential(matrices: Array) -> Array:
+    """Scaling and squaring; there is less to compile than in jax.scipy's, which solves systems."""
+    norm = jnp.abs(matrices).sum(axis=-1).max()
+    halvings = jnp.ceil(jnp.log2(jnp.maximum(norm, 1))).astype(jnp.int32)
+    scaled = matrices * 0.5 ** halvings.astype(matrices.dtype)
+    one = jnp.broadcast_to(jnp.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.shape)
+
+    def horner(total: Any, order: Any) -> tuple[Any, None]:
+        return one + scaled @ total / order, None
+
+    # The norm is at most 1: 1 / 19! is below the rounding of float64.
+    orders = jnp.arange(18, 0, -1).astype(matrices.dtype)
+    result = jax.lax.scan(horner, one, orders)[0]
+    return jax.lax.fori_loop(0, halvings, lambda _, m: m @ m, result)
 
 
 def _power(matrices: Array, steps: Any) -> Array:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from fractions import Fraction
-from numbers import Number
 from typing import Any
 
 __all__ = ["Polynomial"]
@@ -69,7 +68,7 @@ class Polynomial:
             terms[powers] = terms.get(powers, 0) + value
         return Polynomial(self._widths_of_both(other), terms)
 
-    def __mul__(self, other: "Polynomial | Number") -> "Polynomial":
+    def __mul__(self, other: Any) -> "Polynomial":
         if not isinstance(other, Polynomial):
             return Polynomial(self.widths, {p: v * other for p, v in self.terms.items()})
         terms: dict[tuple[int, ...], Any] = {}

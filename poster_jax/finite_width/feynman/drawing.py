@@ -159,7 +159,7 @@ class _Picture:
         angle = self.outward[tensor]
         return self.middle[tensor] + np.array([np.cos(angle), np.sin(angle)])
 
-    def _angle(self, tensor: int, layer: float) -> float:
+    def _angle(self, tensor: int, layer: int) -> float:
         """Where a leg leaves the disc: they fan out towards the middle of the picture."""
         fan = np.deg2rad(230) / max(self.num_layers, 2)
         middle = (self.num_layers - 1) / 2

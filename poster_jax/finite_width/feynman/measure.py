@@ -284,9 +284,10 @@ def _values(
     exact: bool,
 ) -> Any:
     """(networks, clusters)."""
+    any_loops = any(how.loops for how, _ in plans)  # few keys: each is work to compile
 
     def of_one(key: Any) -> Any:
-        key_params, key_probes = jax.random.split(key)
+        key_params, key_probes = jax.random.split(key) if any_loops else (key, key)
         params = init_fn(key_params, width)
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), params)
         functions = {
@@ -299,10 +300,10 @@ def _values(
             if exact and how.loops:
                 values.append(_sum_over_parameters(how, functions, params))
                 continue
-            probe_keys = jax.random.split(
-                jax.random.fold_in(key_probes, number), max(1, len(how.loops))
-            )
-            probes = [_signs(key, params) for key in probe_keys[: len(how.loops)]]
+            probes = [
+                _signs(jax.random.fold_in(key_probes, len(plans) * k + number), params)
+                for k in range(len(how.loops))
+            ]
             values.append(evaluate(how, functions, params, probes, memory, number))
         return jnp.stack(values)
 
@@ -313,11 +314,8 @@ def _values(
 
 
 def _signs(key: Any, params: Params) -> Params:
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    return tree.unflatten(
-        [jax.random.rademacher(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
-    )
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    return unravel(jax.random.rademacher(key, flat.shape, flat.dtype))
 
 
 def _sum_over_parameters(how: Plan, functions: Any, params: Params) -> Any:

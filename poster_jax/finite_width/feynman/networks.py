@@ -1,10 +1,12 @@
 """The networks of the poster, as functions of their width."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from poster_jax.core.checks import check_callable, check_count
 from poster_jax.core.typing import ApplyFn, Params, PRNGKey
@@ -58,9 +60,11 @@ def deep_network(activation: Callable[[Any], Any], *, depth: int, input_dim: int
     def init_fn(key: PRNGKey, width: int) -> Params:
         width = check_count("width", width)
         shapes = [(input_dim, width), *[(width, width)] * (depth - 1), (width,)]
-        keys = jax.random.split(key, len(shapes))
-        drawn = (jax.random.normal(k, s, jnp.float32) for k, s in zip(keys, shapes, strict=True))
-        return [weights.astype(jnp.zeros(()).dtype) for weights in drawn]
+        sizes = [math.prod(shape) for shape in shapes]
+        # One draw for all layers: most of the time to compile a measurement goes into drawing.
+        drawn = jax.random.normal(key, (sum(sizes),), jnp.float32).astype(jnp.zeros(()).dtype)
+        parts = jnp.split(drawn, np.cumsum(sizes)[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def apply_fn(params: Params, x: Any) -> Any:
         first, *others = params

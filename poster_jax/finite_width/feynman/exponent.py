@@ -14,6 +14,7 @@ VERDICTS = ("tight", "loose", "undecided", "violated", "zero")
 """What `Exponent.verdict` may be."""
 
 _BLOCKS = 200
+_TOLERANCE = 0.1  # of an exponent: what orders of 1/n beyond the fit may move it by
 
 
 class Exponent(NamedTuple):
@@ -24,9 +25,10 @@ class Exponent(NamedTuple):
         where fewer are.
       interval: (low, high), bootstrap over networks.
       bound: what the conjecture allows.
-      verdict: "tight", the interval contains the bound and its upper end is at most bound + 0.1;
-        "loose", it lies below the bound; "violated", it lies above; "undecided", it is too wide,
-        or C is known at fewer than three widths, or changes sign; "zero", C is 0 in every network.
+      verdict: where the interval's upper end is at most bound + 0.1, "loose" when it lies below the
+        bound and "tight" when not; "violated", the interval lies above bound + 0.1; "undecided", it
+        is too wide, or C is known at fewer than three widths, or changes sign; "zero", C is 0 in
+        every network.
       plain: slope of log |C| on log n without the next order. How far s moves between the two says
         how far the widths are from their limit.
       plain_interval: its (low, high).
@@ -218,9 +220,9 @@ def _interval(slopes: np.ndarray, confidence: float) -> tuple[float, float]:
 
 
 def _verdict(low: float, high: float, bound: float) -> str:
-    # A constant that is exact, such as the NTK of a linear network, has an interval of no width.
-    if low > bound + 1e-6:
+    if low > bound + _TOLERANCE:
         return "violated"
-    if high < bound - 1e-6:
-        return "loose"
-    return "tight" if high <= bound + 0.1 else "undecided"
+    if high > bound + _TOLERANCE:
+        return "undecided"
+    # A constant that is exact, such as the NTK of a linear network, has an interval of no width.
+    return "loose" if high < bound - 1e-6 else "tight"

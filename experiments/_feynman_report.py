@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
-from matplotlib import style
+from matplotlib import rcParams, style
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from experiments import _wide_correlators as wide
 from experiments._program import Findings, Run
@@ -255,39 +257,49 @@ def _exponents(populations: dict[str, wide.Population]) -> report.Section:
 
 
 def _curves(populations: dict[str, wide.Population]) -> report.Section:
-    labels = list(wide.CORRELATORS)
-    columns, rows = 3, -(-len(labels) // 3)
+    kinds = list(dict.fromkeys(name.split(",")[0] for name in populations))
+    rows = -(-len(wide.CORRELATORS) // 3)
     with style.context(report.STYLE):
-        figure = report.new_figure(3.0 * columns, 2.5 * rows + 0.8)
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for axes, label in zip(grid.flat, labels, strict=False):
+        figure = report.new_figure(9.0, 2.5 * rows + 0.8)
+        colours = [entry["color"] for entry in rcParams["axes.prop_cycle"]]
+        grid = figure.subplots(rows, 3, squeeze=False)
+        for axes, (label, c) in zip(grid.flat, wide.CORRELATORS.items(), strict=False):
+            ends = [np.inf, 1.0]
             for name, found in populations.items():
                 m, fit = found.measured[label], found.fitted[label]
                 if not fit.used.any():
                     continue
                 n, size = m.widths[fit.used], np.abs(m.mean[fit.used])
-                axes.errorbar(n, size, m.stderr[fit.used], label=name, markersize=3, linewidth=0.8)
-            bound = wide.CORRELATORS[label].exponent_bound()
-            low, high = axes.get_ylim()
-            ends = np.array(axes.get_xlim())
-            start = np.sqrt(max(low, 1e-12) * high) * (ends[0] / ends.prod() ** 0.5) ** float(bound)
-            axes.plot(ends, start * (ends / ends[0]) ** float(bound), color="0.4", linestyle="--",
-                      marker="", linewidth=1)  # fmt: skip
-            axes.set(xscale="log", yscale="log", title=f"{label}: bound {bound}", xlabel="width")
-        for axes in grid.flat[len(labels) :]:
+                kind = kinds.index(name.split(",")[0])
+                axes.errorbar(n, size / size[0], m.stderr[fit.used] / size[0], markersize=3,
+                              linewidth=0.8, color=colours[kind % len(colours)])  # fmt: skip
+                ends = [min(ends[0], n[0]), max(ends[1], n[-1])]
+            bound = float(c.exponent_bound())
+            if np.isfinite(ends[0]):
+                axes.plot(ends, (np.array(ends) / ends[0]) ** bound, color="0.3", linestyle="--",
+                          marker="", linewidth=1.5)  # fmt: skip
+            axes.set(xscale="log", yscale="log", title=f"{label}: bound {bound:g}")
+            if bound == 0:
+                axes.set_ylim(0.3, 3)
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        for axes in grid.flat[len(wide.CORRELATORS) :]:
             axes.remove()
-        handles = max((a.get_legend_handles_labels() for a in figure.axes), key=lambda h: len(h[0]))
-        figure.legend(*handles, loc="outside lower center", ncols=5)
+        for axes in grid[-1]:
+            axes.set_xlabel("width")
+        lines = [Line2D([], [], color=colours[k % len(colours)]) for k in range(len(kinds))]
+        dashed = Line2D([], [], color="0.3", linestyle="--", marker="")
+        figure.legend([*lines, dashed], [*kinds, "bound"], loc="outside lower center", ncols=7)
     picture = report.picture(
         figure,
         name="correlators",
         alt="Nine log-log panels of the size of a correlator over width, each with a dashed line "
         "of the bound's slope; the curves fall as fast or faster.",
-        caption="|C| with standard errors at the widths that enter the fit; dashed, the slope of "
-        "the bound.",
+        caption="|C| over its value at the smallest width, with standard errors, at the widths "
+        "that enter the fit; dashed, the slope of the bound. One line for each depth.",
         wide=True,
     )
-    return report.Section("Correlators over width", "Each colour is a network.", (), [picture])
+    return report.Section("Correlators over width", "Each line is a network.", (), [picture])
 
 
 def _diagrams() -> report.Section:

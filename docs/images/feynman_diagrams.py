@@ -7,9 +7,7 @@ import pathlib
 
 from poster_jax.finite_width import feynman
 
-chosen = list(
-    feynman.diagrams(feynman.correlator("(df.df)^2"), depth=2, up_to_symmetry=True)
-)
+chosen = list(feynman.diagrams(feynman.correlator("(df.df)^2"), depth=2, up_to_symmetry=True))
 chosen.sort(key=lambda diagram: (-diagram.exponent, diagram.genus))
 figure = feynman.draw(chosen, labels=["df"] * 4, columns=5)
 figure.savefig(pathlib.Path(__file__).with_suffix(".png"), metadata={"Software": None})

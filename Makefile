@@ -58,7 +58,7 @@ posters: $(VENV)/.runtime ## every poster at a preset (preset=laptop), and the t
 
 bench: $(VENV)/.dev .venv-peers/.done .venv-oracles/.done ## each method against its peers, ratios of medians, in out/benchmarks
 	@mkdir -p $(results)
-	for b in convolution populations curvature kernels; do \
+	for b in convolution populations curvature kernels finite_width; do \
 		$(py) -m benchmarks.$$b --json=$(results)/$$b.json || exit 1; done
 
 lint: $(VENV)/.dev ## style and types

@@ -86,7 +86,7 @@ def test_small_correlators_are_one_of_each_kind():
 
 def test_presets():
     laptop = experiment.PRESETS["laptop"]
-    assert set(laptop.activations) == set(wide.ACTIVATIONS)
+    assert set(laptop.activations) == set(wide.ACTIVATIONS) - {"erf"}
     assert len(laptop.widths) == len(laptop.num_networks) >= 5
     assert len(laptop.channels) == len(laptop.num_convolutional)
     paper = experiment.PRESETS["paper"]

@@ -197,7 +197,7 @@ def _training_claims(training: wide.Training) -> list[Claim]:
             measured=moved.value,
             interval=moved[1:],
             rule="the interval of the slope of the median change lies within -1 ± 0.2",
-            holds=bool(-1.2 <= moved.low and moved.high <= -0.8),
+            holds=bool(moved.low >= -1.2 and moved.high <= -0.8),
             control=f"outputs leave those of a constant kernel as {order0}",
         ),
         Claim(

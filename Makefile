@@ -62,7 +62,7 @@ posters: $(VENV)/.runtime ## every poster at a preset (preset=laptop), and the t
 
 bench: $(VENV)/.dev .venv-peers/.done .venv-oracles/.done ## each method against its peers, ratios of medians, in out/benchmarks
 	@mkdir -p $(results)
-	for b in convolution populations curvature kernels gradient_noise; do \
+	for b in convolution populations curvature kernels gradient_noise finite_width; do \
 		$(py) -m benchmarks.$$b --json=$(results)/$$b.json || exit 1; done
 
 lint: $(VENV)/.dev ## style and types

@@ -16,7 +16,11 @@ import poster_jax
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted((ROOT / "poster_jax").rglob("*.py"))
 ENGINES = {"core": set(), "curvature": {"core"}, "kernels": {"core"}}
-METHODS = {"flatness": {"core", "curvature"}, "gradient_noise": {"core", "curvature"}}
+METHODS = {
+    "finite_width": {"core", "kernels"},
+    "flatness": {"core", "curvature"},
+    "gradient_noise": {"core", "curvature"},
+}
 MAY_IMPORT = ENGINES | METHODS
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from poster_jax import core as core
     from poster_jax import curvature as curvature
+    from poster_jax import finite_width as finite_width
     from poster_jax import flatness as flatness
     from poster_jax import kernels as kernels
 
-__all__ = ["core", "curvature", "flatness", "kernels"]
+__all__ = ["core", "curvature", "finite_width", "flatness", "kernels"]
 
 try:
     __version__ = version("poster_jax")

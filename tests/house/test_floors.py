@@ -16,7 +16,7 @@ import poster_jax
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted((ROOT / "poster_jax").rglob("*.py"))
 ENGINES = {"core": set(), "curvature": {"core"}, "kernels": {"core"}}
-METHODS = {"flatness": {"core", "curvature"}}
+METHODS = {"flatness": {"core", "curvature"}, "finite_width": {"core", "kernels"}}
 MAY_IMPORT = ENGINES | METHODS
 
 

@@ -22,6 +22,17 @@ from poster_jax.finite_width.nongaussian.activation import (
     rectified,
 )
 from poster_jax.finite_width.nongaussian.compression import compress
+from poster_jax.finite_width.nongaussian.criticality import (
+    Criticality,
+    Susceptibilities,
+    critical_initialization,
+    susceptibilities,
+)
+from poster_jax.finite_width.nongaussian.exact import (
+    ExactPosterior,
+    exact_posterior,
+    weighted_posterior,
+)
 from poster_jax.finite_width.nongaussian.kernel import (
     FiniteWidthKernel,
     expand_vertex,
@@ -34,6 +45,7 @@ from poster_jax.finite_width.nongaussian.network import (
     from_stax,
     network,
 )
+from poster_jax.finite_width.nongaussian.posterior import Posterior, posterior
 from poster_jax.finite_width.nongaussian.recursion import (
     LayerState,
     Rules,
@@ -41,18 +53,25 @@ from poster_jax.finite_width.nongaussian.recursion import (
     layer_recursion,
     rules,
 )
+from poster_jax.finite_width.nongaussian.simulation import sample_covariances, sample_flow
 
 __all__ = [
     "NAMES",
     "Activation",
+    "Criticality",
+    "ExactPosterior",
     "FiniteWidthKernel",
     "LayerState",
     "Network",
+    "Posterior",
     "Rules",
+    "Susceptibilities",
     "activation",
     "activation_of_layer",
     "compress",
+    "critical_initialization",
     "depth_to_width",
+    "exact_posterior",
     "expand_vertex",
     "finite_width_kernel",
     "first_layer",
@@ -61,6 +80,11 @@ __all__ = [
     "layer_recursion",
     "network",
     "polynomial",
+    "posterior",
     "rectified",
     "rules",
+    "sample_covariances",
+    "sample_flow",
+    "susceptibilities",
+    "weighted_posterior",
 ]

@@ -25,7 +25,13 @@ from poster_jax.finite_width.nongaussian._quadrature import (
 )
 from poster_jax.finite_width.nongaussian.activation import Activation
 
-__all__ = ["DualDerivatives", "apply_jacobian", "contract_hessian", "dual_derivatives"]
+__all__ = [
+    "DualDerivatives",
+    "apply_jacobian",
+    "contract_hessian",
+    "dual_derivatives",
+    "variance_slopes",
+]
 
 
 class DualDerivatives(NamedTuple):
@@ -193,6 +199,19 @@ def _on_diagonal(
         found.first.at[:, diagonal].set(line),
         found.second.at[:, :, diagonal].set(only),
     )
+
+
+def variance_slopes(phi: Activation, v: Any, degree: int) -> tuple[Any, Any, Any]:
+    """E[phi^2], its slope in the variance v (n,), and E[phi'^2]."""
+    x, w = (jnp.asarray(a, v.dtype) for a in smooth_rule(degree))
+    if phi.kinked:
+        x, w = split_rule(jnp.zeros_like(v), max(degree // 2, 8))
+    z = jnp.sqrt(v)[:, None] * x
+    steepness = (_slope(phi.fn)(z) ** 2 * w).sum(-1)  # of a kink it needs no value at 0
+    if phi.variance is not None:
+        return phi.variance(v), _slope(phi.variance)(v), steepness
+    value, slope, _ = _square(phi, v, degree)
+    return value, slope / 2, steepness
 
 
 def _slope(fn: Callable[..., Any]) -> Callable[..., Any]:

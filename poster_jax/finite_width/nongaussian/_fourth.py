@@ -10,6 +10,7 @@ which is positive semi-definite as it stands and never needs N^4 integrals.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -78,7 +79,7 @@ def covariance_of_products(
 def sampled_factors(phi: Activation, K: Any, A: Any, *, num_samples: int, seed: int) -> Any:
     """(R, P) rows d_s whose squares sum to the covariance."""
     points = _neurons(phi, K.shape[-1], num_samples, seed)
-    rows = _deviations(phi, K, A, points) / np.sqrt(num_samples)
+    rows = _deviations(phi, K, A, points) / math.sqrt(num_samples)
     return jnp.concatenate([rows, *_radial(phi, K, A)])
 
 
@@ -129,9 +130,9 @@ def _deviations(phi: Activation, K: Any, A: Any, points: Any) -> Any:
     values = phi.fn(jnp.asarray(points, K.dtype) @ root(K).T)
     products = values[:, rows] * values[:, columns]
     if phi.homogeneous:
-        return (products - A / dim) * np.sqrt(dim * (dim + 2))
+        return (products - A / dim) * math.sqrt(dim * (dim + 2))
     return products - A
 
 
 def _radial(phi: Activation, K: Any, A: Any) -> list[Any]:
-    return [np.sqrt(2 / K.shape[-1]) * A[None]] if phi.homogeneous else []
+    return [math.sqrt(2 / K.shape[-1]) * A[None]] if phi.homogeneous else []

@@ -7,6 +7,7 @@ polynomials, where it is exact; Gauss-Legendre between kinks for functions with 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,7 @@ def split_rule(kink: Any, degree: int) -> tuple[Any, Any]:
     below, above = kink + _REACH, _REACH - kink
     nodes = jnp.concatenate([kink - below * t, kink + above * t], -1)
     weights = jnp.concatenate([below * w, above * w], -1)
-    return nodes, weights * jnp.exp(-(nodes**2) / 2) / np.sqrt(2 * np.pi)
+    return nodes, weights * jnp.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)
 
 
 def derivatives(fn: Callable[..., Any], order: int) -> list[Callable[..., Any]]:
@@ -108,14 +109,26 @@ def zero_pivot_cholesky(cov: Any) -> Any:
     """Lower triangles of positive semi-definite (..., n, n), small n; zero pivots leave zeros."""
     n = cov.shape[-1]
     eps = 8 * n * jnp.finfo(cov.dtype).eps
-    columns: list[Any] = []
-    for j in range(n):
-        rest = cov[..., j] - sum(c * c[..., j, None] for c in columns)
+
+    def column(j, rest):
         pivot = rest[..., j]
-        good = pivot > eps * cov[..., j, j]
+        own = jnp.take(jnp.diagonal(cov, axis1=-2, axis2=-1), j, -1)
+        good = pivot > eps * own
         scale = jnp.where(good, 1 / jnp.sqrt(jnp.where(good, pivot, 1)), 0)
-        columns.append(jnp.where(np.arange(n) >= j, rest * scale[..., None], 0))
-    return jnp.stack(columns, -1)
+        return jnp.where(jnp.arange(n) >= j, rest * scale[..., None], 0)
+
+    if n <= 8:
+        columns: list[Any] = []
+        for j in range(n):
+            known = sum(c * c[..., j, None] for c in columns)
+            columns.append(column(j, cov[..., j] - known))
+        return jnp.stack(columns, -1)
+
+    def add(j, L):
+        rest = cov[..., j] - jnp.einsum("...ik,...k->...i", L, L[..., j, :])
+        return L.at[..., j].set(column(j, rest))
+
+    return jax.lax.fori_loop(0, n, add, jnp.zeros_like(cov))
 
 
 def root(cov: Any) -> Any:

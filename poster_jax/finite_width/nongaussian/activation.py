@@ -8,6 +8,7 @@ from `poster_jax.kernels.stax`. What has no closed form is integrated by quadrat
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -237,7 +238,7 @@ def _named(name: str) -> Activation:
         "abs": lambda: rectified(-1.0, 1.0),
         "exp": _exponential,
         "sin": lambda: _wave(0.0, "sin"),
-        "cos": lambda: _wave(np.pi / 2, "cos"),
+        "cos": lambda: _wave(math.pi / 2, "cos"),
     }
     return others[name]()
 
@@ -259,14 +260,14 @@ def _wave(shift: float, name: str) -> Activation:
     def dual(k, v1, v2):
         total = v1[:, None] + v2
         near, far = jnp.exp(k - total / 2), jnp.exp(-k - total / 2)
-        return (near - np.cos(2 * shift) * far) / 2
+        return (near - math.cos(2 * shift) * far) / 2
 
     def variance(v):
-        return (1 - np.cos(2 * shift) * jnp.exp(-2 * v)) / 2
+        return (1 - math.cos(2 * shift) * jnp.exp(-2 * v)) / 2
 
     def fourth(cov):
         return sum(
-            w * jnp.exp(-jnp.einsum("i,...ij,j->...", s, cov, s) / 2)
+            float(w) * jnp.exp(-jnp.einsum("i,...ij,j->...", s, cov, s) / 2)
             for s, w in zip(signs.astype(float), weights, strict=True)
         )
 

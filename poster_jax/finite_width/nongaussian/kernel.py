@@ -25,7 +25,7 @@ from poster_jax.finite_width.nongaussian.recursion import (
     rules,
 )
 
-__all__ = ["FiniteWidthKernel", "expand_vertex", "finite_width_kernel", "layer_flow"]
+__all__ = ["FiniteWidthKernel", "expand_vertex", "finite_width_kernel", "layer_flow", "resolve"]
 
 FORMS = ("dense", "factored")
 
@@ -41,9 +41,8 @@ class FiniteWidthKernel(NamedTuple):
       K: (N, N).
       G1: (N, N).
       V: dense (P, P) over the P = N (N + 1) / 2 pairs a <= b in the order of `numpy.triu_indices`,
-        or factors (R, P) with V = sum_s D_s x D_s; see `expand_vertex`.
+        or factors (R, N, N) with V = sum_s D_s x D_s; see `expand_vertex`.
       widths: (depth,) of the hidden layers.
-      factored: whether V holds factors, a boolean scalar.
       lost: share of V's trace that compression left out, added up over layers.
     """
 
@@ -51,7 +50,6 @@ class FiniteWidthKernel(NamedTuple):
     G1: Any
     V: Any
     widths: Any
-    factored: Any
     lost: Any
 
     @property
@@ -60,10 +58,9 @@ class FiniteWidthKernel(NamedTuple):
         return self.widths[-1]
 
     def corrections(self) -> tuple[Any, Any, Any]:
-        """(K, G1 / n, V / n); V / n in the form of V."""
+        """(K, G1 / n, V / n); of factors each is divided by sqrt(n)."""
         n = self.width
-        factor = jnp.where(self.factored, jnp.sqrt(n), n)
-        return self.K, self.G1 / n, self.V / factor
+        return self.K, self.G1 / n, self.V / (n if self.V.ndim == 2 else jnp.sqrt(n))
 
     def at_widths(self, scale: Any) -> "FiniteWidthKernel":
         """The same network with all widths multiplied: K, G1 and V stay, nothing is recomputed."""
@@ -125,15 +122,14 @@ def finite_width_kernel(
       (2.0, 15.0)
     """
     check_choice("form", form, FORMS)
-    net, sizes = _network(phi, widths, depth, C_W, C_b)
+    net, sizes = resolve(phi, widths, depth, C_W, C_b)
     options = rules(
         fourth=fourth, degree=degree, degree_of_four=degree_of_four, num_samples=num_samples,
         seed=seed, rank=rank,
     )  # fmt: skip
     state, _ = _run(net, x, sizes, form == "factored", options)
-    return FiniteWidthKernel(
-        state.K, state.G1, state.V, jnp.asarray(sizes), jnp.asarray(form == "factored"), state.lost
-    )
+    V = from_pairs(state.V) if form == "factored" else state.V
+    return FiniteWidthKernel(state.K, state.G1, V, jnp.asarray(sizes), state.lost)
 
 
 def layer_flow(
@@ -171,7 +167,7 @@ def layer_flow(
       >>> flow.V[:, 0, 0].tolist()  # 2 a layer
       [2.0, 4.0, 6.0]
     """
-    net, sizes = _network(phi, widths, depth, C_W, C_b)
+    net, sizes = resolve(phi, widths, depth, C_W, C_b)
     if len(set(net.activations)) > 1:
         raise ValueError("phi must have one activation throughout for its flow over depth.")
     _, flow = _run(net, x, sizes, False, rules(**options))
@@ -182,7 +178,7 @@ def expand_vertex(kernel: FiniteWidthKernel | LayerState) -> Any:
     """The vertex with all its entries, V_(ab)(cd).
 
     Args:
-      kernel: of N inputs, dense or factored, not traced.
+      kernel: of N inputs; its vertex dense (P, P) or factors (R, N, N).
 
     Returns:
       (N, N, N, N).
@@ -193,14 +189,15 @@ def expand_vertex(kernel: FiniteWidthKernel | LayerState) -> Any:
       >>> expand_vertex(finite_width_kernel("linear", jnp.ones((2, 3)), 8, depth=1)).shape
       (2, 2, 2, 2)
     """
-    factored = getattr(kernel, "factored", kernel.V.shape[0] != kernel.V.shape[1])
-    V = kernel.V.T @ kernel.V if bool(factored) else kernel.V
-    return from_pairs(jnp.moveaxis(from_pairs(V), 0, -1))
+    if kernel.V.ndim == 3:
+        return jnp.einsum("rab,rcd->abcd", kernel.V, kernel.V)
+    return from_pairs(jnp.moveaxis(from_pairs(kernel.V), 0, -1))
 
 
-def _network(
-    phi: Any, widths: Any, depth: int | None, C_W: Any, C_b: Any
+def resolve(
+    phi: Any, widths: Any, depth: int | None, C_W: Any, C_b: Any, *, any_width: bool = False
 ) -> tuple[Network, tuple[int, ...]]:
+    """The network and its widths from what a user says; ValueError where that does not fit."""
     if isinstance(phi, Network):
         given = {"depth": depth, "C_W": C_W, "C_b": C_b}
         if any(value is not None for value in given.values()):
@@ -218,7 +215,7 @@ def _network(
     if widths is None:
         raise ValueError("widths must be given: phi names none.")
     sizes = check_widths(widths, net.depth)
-    if depth_to_width(sizes) > 1:
+    if not any_width and depth_to_width(sizes) > 1:
         raise ValueError(
             f"widths must be larger for an expansion in depth / width: the sum of 1 / width over "
             f"hidden layers must be at most 1, got {depth_to_width(sizes):.3g}."

@@ -33,7 +33,9 @@ from poster_jax.finite_width.nongaussian._pairs import from_pairs, to_pairs
 from poster_jax.finite_width.nongaussian.activation import Activation, activation
 from poster_jax.finite_width.nongaussian.compression import compress
 
-__all__ = ["LayerState", "Rules", "first_layer", "layer_recursion", "next_layer", "rules"]
+__all__ = [
+    "LayerState", "Rules", "as_matrix", "first_layer", "layer_recursion", "next_layer", "rules",
+]  # fmt: skip
 
 
 class LayerState(NamedTuple):
@@ -138,9 +140,9 @@ def first_layer(x: Any, *, C_W: Any, C_b: Any, factored: bool = False) -> LayerS
       >>> first_layer(jnp.ones((2, 3)), C_W=1.0, C_b=0.0).K.tolist()
       [[1.0, 1.0], [1.0, 1.0]]
     """
-    x = _matrix("x", x)
+    x = as_matrix("x", x)
     _check_variances(C_W, C_b)
-    K = C_b + C_W / x.shape[1] * (x @ x.T)
+    K = (C_b + C_W / x.shape[1] * (x @ x.T)).astype(x.dtype)
     num_pairs = x.shape[0] * (x.shape[0] + 1) // 2
     V = jnp.zeros((0 if factored else num_pairs, num_pairs), K.dtype)
     return LayerState(K, jnp.zeros_like(K), V, jnp.zeros((), K.dtype))
@@ -216,7 +218,8 @@ def next_layer(
     )
 
 
-def _matrix(name: str, x: Any) -> Any:
+def as_matrix(name: str, x: Any) -> Any:
+    """`x` as a floating matrix; ValueError where it is none or not finite."""
     if not hasattr(x, "shape") or x.ndim != 2 or 0 in x.shape:
         raise ValueError(
             f"{name} must have shape (inputs, features), at least one of each, got "

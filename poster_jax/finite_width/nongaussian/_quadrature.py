@@ -132,9 +132,14 @@ def zero_pivot_cholesky(cov: Any) -> Any:
 
 
 def root(cov: Any) -> Any:
-    """(N, N) B with B B' = cov, large directions first: where quasi-random points are best."""
-    values, vectors = eigh(cov)
-    return (vectors * jnp.sqrt(jnp.maximum(values, 0)))[:, ::-1]
+    """(N, N) B with B B' = cov, large directions first: where quasi-random points are best.
+
+    Eigenvectors have no derivatives where eigenvalues are equal; held fixed they need none, and a
+    triangle of the rotated covariance carries them.
+    """
+    _, vectors = eigh(jax.lax.stop_gradient(cov))
+    vectors = jax.lax.stop_gradient(vectors[:, ::-1])
+    return vectors @ zero_pivot_cholesky(vectors.T @ cov @ vectors)
 
 
 @functools.lru_cache(maxsize=4)

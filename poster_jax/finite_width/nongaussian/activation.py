@@ -266,10 +266,8 @@ def _wave(shift: float, name: str) -> Activation:
         return (1 - math.cos(2 * shift) * jnp.exp(-2 * v)) / 2
 
     def fourth(cov):
-        return sum(
-            float(w) * jnp.exp(-jnp.einsum("i,...ij,j->...", s, cov, s) / 2)
-            for s, w in zip(signs.astype(float), weights, strict=True)
-        )
+        exponents = jnp.einsum("si,...ij,sj->...s", signs, cov, signs)
+        return jnp.exp(-exponents / 2) @ jnp.asarray(weights, cov.dtype)
 
     return Activation(lambda z: jnp.sin(z + shift), name, dual, variance, fourth)
 

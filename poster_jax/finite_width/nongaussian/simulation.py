@@ -141,16 +141,28 @@ def chain(
 ) -> Any:
     """(num, depth, N, N) of `num` networks."""
     C_W, C_b = variances
-    values = jnp.broadcast_to(x, (num, *x.shape))
-    found = []
-    for layer, (phi, width) in enumerate(zip(activations, sizes, strict=True)):
-        cov = _covariance(values, C_W[layer], C_b[layer])
-        root = _root(cov, values, C_W[layer], C_b[layer])
-        noise = jax.random.normal(
-            jax.random.fold_in(key, layer), (num, root.shape[-1], width), x.dtype
-        )
+    depth = len(sizes)
+
+    def layer(values, place, phi, width):
+        now, then = ((C_W[p], C_b[p]) for p in (place, place + 1))
+        root = _root(values, *now)
+        shape = (num, root.shape[-1], width)
+        noise = jax.random.normal(jax.random.fold_in(key, place), shape, x.dtype)
         values = phi.fn(root @ noise)
-        found.append(_covariance(values, C_W[layer + 1], C_b[layer + 1]))
+        return values, _covariance(values, *then)
+
+    values, first = layer(jnp.broadcast_to(x, (num, *x.shape)), 0, activations[0], sizes[0])
+    if len(set(sizes)) == len(set(activations)) == 1:  # a loop compiles once
+
+        def step(values, place):
+            return layer(values, place, activations[0], sizes[0])
+
+        _, rest = jax.lax.scan(step, values, jnp.arange(1, depth))
+        return jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, 1)
+    found = [first]
+    for place in range(1, depth):
+        values, cov = layer(values, place, activations[place], sizes[place])
+        found.append(cov)
     return jnp.stack(found, 1)
 
 
@@ -158,13 +170,13 @@ def _covariance(values: Any, C_W: Any, C_b: Any) -> Any:
     return C_b + C_W / values.shape[-1] * values @ jnp.swapaxes(values, -1, -2)
 
 
-def _root(cov: Any, values: Any, C_W: Any, C_b: Any) -> Any:
+def _root(values: Any, C_W: Any, C_b: Any) -> Any:
     """B with B B' = cov: a triangle, or, for many inputs, bias and features themselves.
 
     With the second the noise is what the network's own biases and weights are.
     """
     num, features = values.shape[-2:]
     if num <= min(features + 1, 64):
-        return zero_pivot_cholesky(cov)
+        return zero_pivot_cholesky(_covariance(values, C_W, C_b))
     ones = jnp.broadcast_to(jnp.sqrt(C_b), (*values.shape[:-1], 1))
     return jnp.concatenate([ones, jnp.sqrt(C_W / features) * values], -1)

@@ -171,12 +171,13 @@ def _covariance(values: Any, C_W: Any, C_b: Any) -> Any:
 
 
 def _root(values: Any, C_W: Any, C_b: Any) -> Any:
-    """B with B B' = cov: a triangle, or, for many inputs, bias and features themselves.
+    """B with B B' = G: a triangle for few inputs, else bias and features themselves.
 
-    With the second the noise is what the network's own biases and weights are.
+    With the second the noise is what the network's own biases and weights are; a triangle of many
+    inputs costs more than the draws that it saves.
     """
     num, features = values.shape[-2:]
-    if num <= min(features + 1, 64):
+    if num <= min(features + 1, 8):
         return zero_pivot_cholesky(_covariance(values, C_W, C_b))
     ones = jnp.broadcast_to(jnp.sqrt(C_b), (*values.shape[:-1], 1))
     return jnp.concatenate([ones, jnp.sqrt(C_W / features) * values], -1)

@@ -168,7 +168,7 @@ def test_one_training_point_is_a_one_dimensional_integral(x64):
     assert abs(found.log_evidence.mean - np.log(weight)) < 4 * found.log_evidence.stderr
     assert abs(found.mean.mean[0, 0] - mean / weight) < 4 * found.mean.stderr[0, 0]
     gaps = []
-    for scale in (1, 10):
+    for scale in (10, 100):
         wide = n * scale
         density = stats.chi2(wide).pdf  # `average` reads both
         exact = np.log(
@@ -181,7 +181,7 @@ def test_one_training_point_is_a_one_dimensional_integral(x64):
         gaps.append(
             abs(float(ng.posterior(kernel, np.array([y]), noise=noise).log_evidence) - exact)
         )
-    assert gaps[1] < gaps[0] / 60  # 1/n^2 would be 100
+    assert gaps[1] < gaps[0] / 80  # 1/n^2 would be 100
 
 
 def test_resummation_around_the_shifted_kernel_agrees_to_second_order(kernel):

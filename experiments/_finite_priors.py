@@ -133,9 +133,9 @@ def inference(run: _program.Run) -> tuple[list[Subset], list[Subset]]:
             kernel = ng.finite_width_kernel(
                 chosen.activation, x[here], chosen.prior_depth, **prior(run), **options
             )
-            real.append(_subset(run, f"real_{index}", kernel, x[here], y[here], key))
+            real.append(_subset(run, kernel, x[here], y[here], key))
             if index < chosen.num_controls:
-                control.append(_subset(run, f"random_{index}", kernel, x[here], shuffled, key))
+                control.append(_subset(run, kernel, x[here], shuffled, key))
         update(chosen.num_subsets)
     return real, control
 
@@ -146,20 +146,17 @@ def prior(run: _program.Run) -> dict[str, Any]:
     return {"depth": chosen.prior_depth, "C_W": chosen.C_W, "C_b": chosen.C_b}
 
 
-def _subset(run: _program.Run, name: str, kernel: Any, x: Any, y: Any, key: Any) -> Subset:
+def _subset(run: _program.Run, kernel: Any, x: Any, y: Any, key: Any) -> Subset:
     chosen = run.settings
     widths, num = chosen.widths, chosen.num_train
 
-    def sample(width, x, y, key):
-        return ng.exact_posterior(
-            chosen.activation, x, y, key, noise=chosen.noise, num_samples=chosen.num_samples,
+    exact = [  # compiled once a width, for all subsets
+        ng.exact_posterior(
+            chosen.activation, x, y[:num], key, noise=chosen.noise, num_samples=chosen.num_samples,
             widths=width, **prior(run),
-        )  # fmt: skip
-
-    exact = [
-        run.stage(f"exact_{name}_{width}", partial(sample, width), x, y[:num], key)
+        )
         for width in widths
-    ]
+    ]  # fmt: skip
     expand = jax.jit(lambda kernel: ng.posterior(kernel, jnp.asarray(y[:num]), noise=chosen.noise))
     found = [expand(kernel.at_widths(width / chosen.prior_depth)) for width in widths]
     exact, found = (jax.tree.map(lambda *a: np.stack(a), *all_) for all_ in (exact, found))

@@ -177,7 +177,7 @@ def _root(values: Any, C_W: Any, C_b: Any) -> Any:
     inputs costs more than the draws that it saves.
     """
     num, features = values.shape[-2:]
-    if num <= min(features + 1, 8):
+    if num <= min(features + 1, max(8, features // 3)):
         return zero_pivot_cholesky(_covariance(values, C_W, C_b))
     ones = jnp.broadcast_to(jnp.sqrt(C_b), (*values.shape[:-1], 1))
     return jnp.concatenate([ones, jnp.sqrt(C_W / features) * values], -1)

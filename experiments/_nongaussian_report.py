@@ -116,9 +116,9 @@ def _flow_section(run: _program.Run, results: Results) -> report.Section:
         flow = results.flows[name, widest]
         ratio = flow.V[:, 0, 0] / flow.K[:, 0] ** 2
         numbers.append(
-            report.number(f"V / K² a layer, {name}", (ratio[-1] - ratio[0]) / (chosen.depth - 1)
-                          if chosen.depth > 1 else ratio[0], "Growth of the vertex over the squared "
-                          "kernel with each layer; 5 for ReLU and 2 for linear networks exactly.")
+            report.number(f"V / K² a layer, {name}", (ratio[-1] - ratio[0]) / (chosen.depth - 1),
+                          "Growth of the vertex over the squared kernel with each layer; 5 for "
+                          "ReLU and 2 for linear networks exactly.")
         )  # fmt: skip
     text = (
         "The outputs of a random network are Gaussian given all layers below, with a random "
@@ -185,7 +185,7 @@ def _kurtosis_section(run: _program.Run, results: Results) -> report.Section:
     exact = 3 * (1 + 5 / min(chosen.flow_widths)) ** chosen.depth - 3
     numbers = [
         report.number("excess kurtosis, drawn", kurtosis, f"Of {len(outputs)} outputs."),
-        report.number("first order", 3 * vertex / K**2, "3 V / n K², which grows as depth / width."),
+        report.number("first order", 3 * vertex / K**2, "3 V / n K², growing as depth / width."),
         report.number("exact", exact, "3 (1 + 5 / n)^depth - 3, known for ReLU networks on one "
                       "input."),
     ]  # fmt: skip
@@ -223,10 +223,10 @@ def _posterior_section(run: _program.Run, results: Results) -> report.Section:
             report.curves(series, xlabel="width", ylabel="root mean square error", log_x=True,
                           log_y=True),
             name="posterior_errors",
-            alt="Errors of predictive mean, variance and log evidence over width, of infinite width "
-            "and of first order: the second are smaller and fall faster.",
-            caption="Distance from the exact posterior (importance sampling), root mean square over "
-            f"{len(results.real)} subsets and {tests} test points.",
+            alt="Errors of predictive mean, variance and log evidence over width, of infinite "
+            "width and of first order: the second are smaller and fall faster.",
+            caption="Distance from the exact posterior (importance sampling), root mean square "
+            f"over {len(results.real)} subsets and {tests} test points.",
         ),
         report.picture(
             report.bands([panel], xlabel="input", ylabel="function", panel_size=(6.0, 3.6)),
@@ -275,7 +275,7 @@ def _width_section(run: _program.Run, results: Results) -> report.Section:
         errors[kind] = (widths, found["error of all"].mean(0))
     pictures = [
         report.picture(
-            report.curves(evidence, xlabel="width", ylabel="log evidence over infinite width (nats)",
+            report.curves(evidence, xlabel="width", ylabel="log evidence over infinite (nats)",
                           log_x=True, guides={"infinite width": 0.0}),
             name="evidence_over_width",
             alt="Log evidence over that of infinite width, against width: exact and first order, "

@@ -98,8 +98,9 @@ def preactivations(run: _program.Run) -> tuple[Any, float, float, float]:
     num = chosen.flow_budget // (4 * width)
     G = ng.sample_covariances("relu", x, run.key, num_samples=num, **options)[:, 0, 0]
     outputs = jnp.sqrt(G) * jax.random.normal(jax.random.fold_in(run.key, 1), G.shape)
-    K, shift, vertex = ng.finite_width_kernel("relu", x, **options).corrections()
-    return np.asarray(outputs), *(float(a.squeeze()) for a in (K, shift, vertex))
+    K, shift, vertex = map(float, map(jnp.squeeze, ng.finite_width_kernel("relu", x, **options)
+                                      .corrections()))  # fmt: skip
+    return np.asarray(outputs), K, shift, vertex
 
 
 def points(run: _program.Run) -> tuple[np.ndarray, np.ndarray]:

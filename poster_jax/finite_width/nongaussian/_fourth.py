@@ -67,12 +67,12 @@ def covariance_of_products(
         return _sum_of_squares(phi, K, A, *_grid(num, degree))
     quadruples, table = quadruples_of(num)
     cov = K[quadruples[:, :, None], quadruples[:, None, :]]
-    if chosen == "closed":
+    if chosen == "closed" and phi.fourth is not None:
         four = phi.fourth(cov)
+    elif phi.degree is not None:
+        four = expect_four(phi.fn, cov, hermite_rule(2 * phi.degree + 1))
     else:
-        exact = phi.degree is not None
-        rule = hermite_rule(2 * phi.degree + 1) if exact else smooth_rule(degree)
-        four = expect_four(phi.fn, cov, rule)
+        four = expect_four(phi.fn, cov, smooth_rule(degree))
     return four[table] - A[:, None] * A
 
 

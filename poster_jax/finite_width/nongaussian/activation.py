@@ -167,26 +167,27 @@ def polynomial(coefficients: Sequence[float]) -> Activation:
 def _from_layer(layer: Any, name: str) -> Activation:
     _, apply_fn, kernel_fn = layer
 
-    def dual(k, v1, v2):
-        return kernel_fn(kernel_between(k, v1, v2)).nngp
-
     def variance(v):
         flat = jnp.ravel(v)
         own = kernel_fn(kernel_between(flat[:, None], flat, jnp.ones_like(flat[:1]))).cov1
         return own.reshape(jnp.shape(v))
 
-    return Activation(lambda z: apply_fn((), z), name, dual, variance)
+    return Activation(lambda z: apply_fn((), z), name, _dual_of(layer), variance)
+
+
+def _dual_of(layer: Any) -> Callable[..., Any]:
+    return lambda k, v1, v2: layer[2](kernel_between(k, v1, v2)).nngp
 
 
 @functools.cache
 def _rectified(left: float, right: float) -> Activation:
-    arc_cosine = _from_layer(stax.RectifiedMonomial(1), "arc-cosine")
+    arc_cosine = _dual_of(stax.RectifiedMonomial(1))
 
     def fn(z):
         return left * jnp.minimum(z, 0) + right * jnp.maximum(z, 0)
 
     def dual(k, v1, v2):
-        return left * right * k + (right - left) ** 2 * arc_cosine.dual(k, v1, v2)
+        return left * right * k + (right - left) ** 2 * arc_cosine(k, v1, v2)
 
     def variance(v):
         return (left**2 + right**2) / 2 * v

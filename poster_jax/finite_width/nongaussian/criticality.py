@@ -123,15 +123,16 @@ def critical_initialization(phi: str | Callable[..., Any] | Activation) -> Criti
         if not chosen.kinked and abs(at_zero) < 1e-12 and abs(slope) > 1e-12 and values[0] < 0:
             return Criticality(1 / slope**2, 0.0, 0.0, "zero")
         for index in np.flatnonzero(values[:-1] * values[1:] < 0):
-            K = scipy.optimize.brentq(
+            found: Any = scipy.optimize.brentq(
                 lambda K: float(mismatch(jnp.asarray([K]))[0]),
                 *_RANGE[[index, index + 1]], xtol=1e-13, rtol=1e-13,
             )  # fmt: skip
+            K = float(found)
             C_W = float(1 / _perpendicular(chosen, K))
             square, *_ = variance_slopes(chosen, jnp.asarray([K]), _DEGREE)
             C_b = K - C_W * float(square[0])
             if C_b >= 0:
-                return Criticality(C_W, C_b, float(K), "nonzero")
+                return Criticality(C_W, C_b, K, "nonzero")
     raise ValueError(
         f"phi must have a critical point, got {chosen.name!r}: no variances keep both "
         "susceptibilities at 1 for K up to 100."

@@ -139,14 +139,15 @@ def _by_parts(fn: Any, k: Any, v1: Any, v2: Any, degree: int) -> Any:
     In whitened coordinates d/dx1 = sqrt(v1) d/da + along d/db and d/dx2 = across d/db, and
     E[d^i/dx1^i d^j/dx2^j f] = E[He_i(x1) He_j(x2) f].
     """
-    scale = jnp.sqrt(v1)
+    positive = v1 > 0
+    scale = jnp.where(positive, jnp.sqrt(v1), 1)
     along = k / scale
     across = jnp.sqrt(jnp.maximum(v2 - along**2, 0))
     apart = across > 1e-6 * jnp.sqrt(v2)
     safe = jnp.where(apart, across, 1)
     x, wx = split_rule(jnp.zeros_like(k), degree)
     y, wy = split_rule(-along[:, None] * x / safe[:, None], degree)
-    u = scale[:, None] * x
+    u = jnp.where(positive, scale, 0)[:, None] * x
     z = along[:, None, None] * x[..., None] + across[:, None, None] * y
     f = (wx * fn(u))[..., None] * wy * fn(z)
     hermite = [_hermite(i, x)[..., None] for i in range(5)], [_hermite(j, y) for j in range(5)]
@@ -157,8 +158,9 @@ def _by_parts(fn: Any, k: Any, v1: Any, v2: Any, degree: int) -> Any:
     }
     zero = jnp.zeros_like(k)
     # d/da and d/db as forms in d/dx1, d/dx2; where outputs coincide the singular part is zero.
-    da = {(1, 0): 1 / scale, (0, 1): jnp.where(apart, -along / (safe * scale), 0)}
-    db = {(0, 1): jnp.where(apart, 1 / safe, 0)}
+    inverse, across_inverse = jnp.where(positive, 1 / scale, 0), jnp.where(apart, 1 / safe, 0)
+    da = {(1, 0): inverse, (0, 1): -along * inverse * across_inverse}
+    db = {(0, 1): across_inverse}
 
     def mean(i, j):
         form = {(0, 0): zero + 1}
@@ -224,7 +226,8 @@ def _square(phi: Activation, v: Any, degree: int) -> tuple[Any, ...]:
     if phi.kinked:
         x, w = split_rule(jnp.zeros_like(v), degree)
         square = phi.fn(scale * x) ** 2 * w
-        return tuple((square * _hermite(n, x)).sum(-1) / v ** (n / 2) for n in (0, 2, 4))
+        safe = jnp.where(v > 0, v, 1)
+        return tuple((square * _hermite(n, x)).sum(-1) / safe ** (n // 2) for n in (0, 2, 4))
     x, w = (jnp.asarray(a, v.dtype) for a in smooth_rule(degree))
     slopes = derivatives(lambda z: phi.fn(z) ** 2, 4)
     return tuple((slopes[n](scale * x) * w).sum(-1) for n in (0, 2, 4))

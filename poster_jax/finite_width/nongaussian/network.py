@@ -148,7 +148,7 @@ def check_widths(widths: int | Sequence[int], depth: int) -> tuple[int, ...]:
             f"widths must be one number or one for each of the {depth} hidden layers, got "
             f"{widths!r}."
         )
-    return tuple(check_count("widths", int(w) if w == w // 1 else w) for w in widths)
+    return tuple(check_count("widths", width) for width in widths)
 
 
 def depth_to_width(widths: Sequence[int]) -> float:

@@ -61,7 +61,7 @@ class Rules(NamedTuple):
     Attributes:
       fourth: of four outputs: "closed", "quadrature", "sampling", or "auto", the first of these
         that is exact, else sampling.
-      degree: points a side for two outputs (64 digits of tanh at unit variance: 1e-10).
+      degree: points a side for two outputs; 80 leave 1e-10 of tanh's moments at unit variance.
       degree_of_four: points a side for four outputs, to the fourth power.
       num_samples: quasi-random neurons.
       seed: of these; the difference of two seeds is the error of sampling.

@@ -11,6 +11,9 @@ from experiments import _program
 from poster_jax.finite_width import nongaussian as ng
 
 ACTIVATIONS = ("tanh", "erf", "relu", "gelu", "linear")
+# Those whose mean covariance has a correction at all: G1 = 0 for ReLU and linear networks.
+CURVED = ("tanh", "erf", "gelu")
+ORDER_DEPTH = 2
 BLOCKS = 20
 
 
@@ -88,6 +91,33 @@ def _drawn(name: str, width: int, num: int, options: Any, x: Any, K: Any, keys: 
         return mean, jnp.einsum("slp,slq->lpq", centred, centred) / (num - 1)
 
     return jax.lax.map(block, keys)
+
+
+def orders(run: _program.Run) -> dict[str, tuple[Any, Any]]:
+    """(blocks, widths, P) means of G - K of narrow networks of two layers, and G1 (P,).
+
+    Narrow and many: what G1 leaves is of order 1 / n^2 and must stand out of the noise.
+    """
+    chosen = run.settings
+    x = np.random.default_rng(run.seed).normal(size=(2, 8))
+    rows, columns = np.triu_indices(2)
+    found = {}
+    with run.progress("order of the correction", len(CURVED)) as update:
+        for index, name in enumerate(CURVED):
+            update(index, name)
+            critical = ng.critical_initialization(name)
+            options = {"depth": ORDER_DEPTH, "C_W": critical.C_W, "C_b": critical.C_b}
+            state = ng.layer_flow(name, x, 100, **options)
+            shifts = []
+            for width in chosen.order_widths:
+                num = chosen.order_budget // (width * BLOCKS)
+                draw = partial(_drawn, name, width, num, options)
+                keys = jax.random.split(jax.random.fold_in(run.key, 1000 + width), BLOCKS)
+                drawn = run.stage(f"order_{name}_{width}", draw, x, state.K, keys)
+                shifts.append(np.asarray(drawn[0])[:, -1])
+            found[name] = np.stack(shifts, 1), np.asarray(state.G1)[-1][rows, columns]
+        update(len(CURVED))
+    return found
 
 
 def preactivations(run: _program.Run) -> tuple[Any, float, float, float]:

@@ -4,12 +4,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments._finite_priors import Flow, Subset
+from experiments._finite_priors import ORDER_DEPTH, Flow, Subset
 from poster_jax.core.claims import Claim, Interval, bootstrap_interval, format_number
 
 POSTER = "nongaussian_processes"
-# Activations whose mean covariance has a correction at all: G1 = 0 for ReLU and linear networks.
-CURVED = ("tanh", "erf", "gelu")
 
 
 class Slope(NamedTuple):
@@ -55,13 +53,13 @@ def slope_interval(
 
 
 def claims_of(
-    flows: dict[tuple[str, int], Flow], real: list[Subset], control: list[Subset], settings: Any,
-    seed: int,
+    flows: dict[tuple[str, int], Flow], orders: dict[str, tuple[Any, Any]], real: list[Subset],
+    control: list[Subset], settings: Any, seed: int,
 ) -> list[Claim]:  # fmt: skip
     """All claims, in the order of the card."""
     return [
         _entries_claim(flows),
-        _kernel_claim(flows, settings, seed),
+        _kernel_claim(orders, settings, seed),
         *_posterior_claims(real, settings, seed),
         *_width_claims(real, control, settings, seed),
     ]
@@ -128,36 +126,18 @@ def _entries_claim(flows: dict[tuple[str, int], Flow]) -> Claim:
     )
 
 
-def _kernel_claim(flows: dict[tuple[str, int], Flow], settings: Any, seed: int) -> Claim:
-    layer = settings.depth // 2
-    widths = [w for w in settings.flow_widths if w <= 64]
+def _kernel_claim(orders: dict[str, tuple[Any, Any]], settings: Any, seed: int) -> Claim:
+    widths = np.asarray(settings.order_widths)
     fits = {}
     for order in (1, 0):
-        errors = np.concatenate(
-            [
-                np.stack(
-                    [
-                        flows[name, w].shift[:, layer - 1]
-                        - order * flows[name, w].G1[layer - 1] / w
-                        for w in widths
-                    ],
-                    1,
-                )
-                for name in CURVED
-            ],
-            -1,
-        )
+        each = [shift - order * G1 / widths[:, None] for shift, G1 in orders.values()]
+        errors = np.concatenate(each, -1)
         stderr = errors.std(0, ddof=1) / np.sqrt(len(errors))
         rng = np.random.default_rng(seed)
-        drawn = [
-            fitted_slope(
-                errors[rng.integers(len(errors), size=len(errors))].mean(0), stderr, widths
-            )
-            for _ in range(min(settings.num_resamples, 500))
-        ]
-        fits[order] = Slope(
-            fitted_slope(errors.mean(0), stderr, widths), *np.quantile(drawn, [0.025, 0.975])
-        )
+        picks = rng.integers(len(errors), size=(min(settings.num_resamples, 500), len(errors)))
+        drawn = [fitted_slope(errors[pick].mean(0), stderr, widths) for pick in picks]
+        estimate = fitted_slope(errors.mean(0), stderr, widths)
+        fits[order] = Slope(estimate, *np.quantile(drawn, [0.025, 0.975]))
     found = fits[1]
     return Claim(
         poster=POSTER,
@@ -165,14 +145,14 @@ def _kernel_claim(flows: dict[tuple[str, int], Flow], settings: Any, seed: int) 
         claim="K + G1 / n is the mean covariance up to the second order in 1 / n.",
         paper="first order in 1 / width",
         measured=found.estimate,
-        unit=f"exponent of the error in the width, layer {layer} of {', '.join(CURVED)}",
+        unit=f"exponent of the error in the width, {ORDER_DEPTH} layers of {', '.join(orders)}",
         interval=(found.low, found.high),
         interval_of=f"95 % bootstrap over blocks of networks, widths {widths[0]} to {widths[-1]}",
         rule="the exponent is at most -1.7",
         holds=bool(found.estimate <= -1.7),
         control=f"K alone: {_slope_text(fits[0])}",
         num_samples=len(widths),
-        num_nonfinite=_nonfinite(flows),
+        num_nonfinite=sum(int(np.sum(~np.isfinite(shift))) for shift, _ in orders.values()),
     )
 
 

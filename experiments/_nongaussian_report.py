@@ -21,6 +21,7 @@ class Results(NamedTuple):
 
     Attributes:
       flows: (activation, width) -> Flow.
+      orders: activation -> means of G - K of narrow networks, and G1.
       outputs: outputs of narrow networks on one input, and K, G1 / n, V / n.
       real: posteriors on subsets of the data.
       control: the same with labels in random order.
@@ -28,6 +29,7 @@ class Results(NamedTuple):
     """
 
     flows: dict[tuple[str, int], priors.Flow]
+    orders: dict[str, tuple[Any, Any]]
     outputs: Any
     real: list[priors.Subset]
     control: list[priors.Subset]
@@ -50,7 +52,9 @@ def findings(run: _program.Run, results: Results) -> _program.Findings:
                 evidence=subset.exact.log_evidence.mean, first_order=subset.first[2],
                 infinite_width=subset.zeroth[2], correction=subset.correction,
             )  # fmt: skip
-    claims = claims_of(results.flows, results.real, results.control, chosen, run.seed)
+    claims = claims_of(
+        results.flows, results.orders, results.real, results.control, chosen, run.seed
+    )
     lead = (
         f"Networks of {len(priors.ACTIVATIONS)} activations and {chosen.depth} hidden layers were "
         f"drawn at {len(chosen.flow_widths)} widths and laid beside the recursions of kernel and "

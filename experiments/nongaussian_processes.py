@@ -24,8 +24,10 @@ class Settings:
     """One instance a preset; every number and text is a flag."""
 
     depth: int = _program.setting(10, "hidden layers of the flow")
-    flow_widths: tuple = _program.setting((16, 32, 64, 256), "widths of the drawn networks")
+    flow_widths: tuple = _program.setting((16, 64, 256), "widths of the drawn networks")
     flow_budget: int = _program.setting(1_280_000, "drawn networks times their width")
+    order_widths: tuple = _program.setting((4, 8, 16, 32), "widths for the order of K + G1 / n")
+    order_budget: int = _program.setting(5_120_000, "drawn networks times their width there")
     dataset: str = _program.setting("digits", "name for core.data.load")
     classes: tuple = _program.setting((4, 9), "the two classes told apart, as labels 1 and -1")
     components: int = _program.setting(10, "leading principal components that are the inputs")
@@ -56,8 +58,10 @@ class Settings:
 PRESETS = {
     "smoke": Settings(
         depth=4,
-        flow_widths=(16, 32, 64),
+        flow_widths=(16, 64),
         flow_budget=128_000,
+        order_widths=(4, 8, 16),
+        order_budget=640_000,
         num_train=10,
         num_test=5,
         num_subsets=3,
@@ -70,6 +74,8 @@ PRESETS = {
     "paper": Settings(
         flow_widths=(16, 32, 64, 128, 256, 512),
         flow_budget=100_000_000,
+        order_widths=(4, 8, 16, 32, 64),
+        order_budget=500_000_000,
         dataset="tfds:mnist",
         components=50,
         num_train=100,
@@ -91,7 +97,12 @@ def experiment(run: _program.Run) -> _program.Findings:
         flows = priors.flows(run)
         real, control = priors.inference(run)
         results = Results(
-            flows, priors.preactivations(run), real, control, priors.line_predictions(run)
+            flows,
+            priors.orders(run),
+            priors.preactivations(run),
+            real,
+            control,
+            priors.line_predictions(run),
         )
     return findings(run, results)
 

@@ -62,7 +62,7 @@ def test_the_best_width_of_a_subset_is_chosen_by_the_others():
 
 def test_it_runs_from_flags_to_page(tmp_path):
     settings = dataclasses.replace(
-        experiment.PRESETS["smoke"], depth=2, flow_widths=(16, 64), flow_budget=20_000,
+        experiment.PRESETS["smoke"], depth=2, flow_widths=(16, 64), flow_budget=20_000, order_widths=(4, 8), order_budget=20_000,
         num_subsets=2, num_controls=1, widths=(8, 16), num_samples=200, num_resamples=50,
         num_neurons=256,
     )  # fmt: skip

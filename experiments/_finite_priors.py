@@ -14,6 +14,7 @@ ACTIVATIONS = ("tanh", "erf", "relu", "gelu", "linear")
 # Those whose mean covariance has a correction at all: G1 = 0 for ReLU and linear networks.
 CURVED = ("tanh", "erf", "gelu")
 ORDER_DEPTH = 2
+OUTPUT_WIDTH = 32
 BLOCKS = 20
 
 
@@ -123,9 +124,8 @@ def orders(run: _program.Run) -> dict[str, tuple[Any, Any]]:
 def preactivations(run: _program.Run) -> tuple[Any, float, float, float]:
     """Outputs of narrow networks on one input, and K, G1 / n and V / n of their prior."""
     chosen, x = run.settings, np.ones((1, 8))
-    width = min(chosen.flow_widths)
-    options = {"widths": width, "depth": chosen.depth, "C_W": 2.0}
-    num = chosen.flow_budget // (4 * width)
+    options = {"widths": OUTPUT_WIDTH, "depth": ORDER_DEPTH, "C_W": 2.0}
+    num = chosen.flow_budget // 4
     G = ng.sample_covariances("relu", x, run.key, num_samples=num, **options)[:, 0, 0]
     outputs = jnp.sqrt(G) * jax.random.normal(jax.random.fold_in(run.key, 1), G.shape)
     K, shift, vertex = map(float, map(jnp.squeeze, ng.finite_width_kernel("relu", x, **options)

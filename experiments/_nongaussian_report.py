@@ -7,6 +7,7 @@ import numpy as np
 from experiments import _finite_priors as priors
 from experiments import _program
 from experiments._nongaussian_claims import (
+    EXPANDED,
     claims_of,
     errors_of,
     gains,
@@ -52,9 +53,7 @@ def findings(run: _program.Run, results: Results) -> _program.Findings:
                 evidence=subset.exact.log_evidence.mean, first_order=subset.first[2],
                 infinite_width=subset.zeroth[2], correction=subset.correction,
             )  # fmt: skip
-    claims = claims_of(
-        results.flows, results.orders, results.real, results.control, chosen, run.seed
-    )
+    claims = claims_of(*results[:2], results.real, results.control, chosen, run.seed)
     lead = (
         f"Networks of {len(priors.ACTIVATIONS)} activations and {chosen.depth} hidden layers were "
         f"drawn at {len(chosen.flow_widths)} widths and laid beside the recursions of kernel and "
@@ -76,7 +75,7 @@ def _flow_section(run: _program.Run, results: Results) -> report.Section:
     layers = np.arange(1, chosen.depth + 1)
     widest = max(chosen.flow_widths)
     series = {}
-    for name in priors.ACTIVATIONS:
+    for name in ("relu", "linear", "tanh"):
         flow = results.flows[name, widest]
         series[name] = (layers, flow.V[:, 0, 0] / flow.K[:, 0] ** 2)
         drawn = widest * flow.covariance[:, :, 0, 0].mean(0) / flow.K[:, 0] ** 2
@@ -91,7 +90,7 @@ def _flow_section(run: _program.Run, results: Results) -> report.Section:
         report.picture(
             report.curves(series, xlabel="hidden layers", ylabel="V / K² of one input"),
             name="vertex_over_depth",
-            alt="V over K squared of five activations grows linearly with depth, predicted and "
+            alt="V over K squared of three activations grows linearly with depth, predicted and "
             f"drawn at width {widest}; ReLU fastest, by 5 a layer.",
             caption="The four-point vertex over the squared kernel, by the recursion and from "
             f"networks of width {widest}, at critical variances: it grows by a constant a layer, "
@@ -134,22 +133,16 @@ def _flow_section(run: _program.Run, results: Results) -> report.Section:
 
 def _kurtosis_section(run: _program.Run, results: Results) -> report.Section:
     chosen = run.settings
-    series = {}
+    width = min(chosen.flow_widths)
+    layers = np.arange(1, chosen.depth + 1)
+    series = {"relu, exact": (layers / width, 3 * (1 + 5 / width) ** layers - 3)}
     for name in ("relu", "tanh"):
-        for kind in ("first order", "drawn"):
-            ratio, excess = [], []
-            for width in chosen.flow_widths:
-                flow = results.flows[name, width]
-                layers = np.arange(1, chosen.depth + 1)
-                if kind == "drawn":
-                    mean = flow.K[:, 0] + flow.shift[:, :, 0].mean(0)
-                    found = 3 * flow.covariance[:, :, 0, 0].mean(0) / mean**2
-                else:
-                    found = 3 * flow.V[:, 0, 0] / (width * flow.K[:, 0] ** 2)
-                ratio.append(layers / width)
-                excess.append(found)
-            order = np.argsort(np.concatenate(ratio), kind="stable")
-            series[f"{name}, {kind}"] = tuple(np.concatenate(a)[order] for a in (ratio, excess))
+        flow = results.flows[name, width]
+        mean = flow.K[:, 0] + flow.shift[:, :, 0].mean(0)
+        drawn = 3 * flow.covariance[:, :, 0, 0].mean(0) / mean**2
+        first = 3 * flow.V[:, 0, 0] / (width * flow.K[:, 0] ** 2)
+        series |= {f"{name}, drawn": (layers / width, drawn)}
+        series |= {f"{name}, first order": (layers / width, first)}
     outputs, K, shift, vertex = results.outputs
     edges = np.linspace(-5, 5, 81) * np.sqrt(K)
     middle = (edges[1:] + edges[:-1]) / 2
@@ -165,30 +158,30 @@ def _kurtosis_section(run: _program.Run, results: Results) -> report.Section:
             name="excess_kurtosis",
             alt="Excess kurtosis over depth / width: the first order is a straight line for ReLU, "
             "the drawn networks bend away upwards as depth / width grows.",
-            caption="Excess kurtosis 3 Cov(G, G) / (E G)² of one output over depth / width, all "
-            "layers and widths together: the first order 3 V / n K² and drawn networks.",
+            caption="Excess kurtosis 3 Cov(G, G) / (E G)² of one output over depth / width, at "
+            f"width {width}: first order, drawn networks, and for ReLU the exact value.",
         ),
         report.picture(
             report.curves(
                 {
                     "drawn": (middle, density),
-                    "first order": (middle, np.maximum(first, 1e-9)),
+                    "first order": (middle, first),
                     "Gaussian": (middle, normal),
                 },
                 xlabel="output", ylabel="density", log_y=True,
             ),
             name="density_of_an_output",
             alt="Logarithmic density of an output of narrow ReLU networks: drawn networks have "
-            "heavier tails than the Gaussian; the first order follows them part of the way.",
-            caption=f"Outputs of ReLU networks of {chosen.depth} layers and width "
-            f"{min(chosen.flow_widths)} on one input, beside the Gaussian of infinite width and "
+            "heavier tails than the Gaussian; the first order follows them.",
+            caption=f"Outputs of ReLU networks of {priors.ORDER_DEPTH} layers and width "
+            f"{priors.OUTPUT_WIDTH} on one input, beside the Gaussian of infinite width and "
             "the density with the four-point vertex to first order.",
         ),
     ]  # fmt: skip
     kurtosis = np.mean(outputs**4) / np.mean(outputs**2) ** 2 - 3
-    exact = 3 * (1 + 5 / min(chosen.flow_widths)) ** chosen.depth - 3
+    exact = 3 * (1 + 5 / priors.OUTPUT_WIDTH) ** priors.ORDER_DEPTH - 3
     numbers = [
-        report.number("excess kurtosis, drawn", kurtosis, f"Of {len(outputs)} outputs."),
+        report.number("excess kurtosis, drawn", kurtosis, f"Of {len(outputs)} ReLU outputs."),
         report.number("first order", 3 * vertex / K**2, "3 V / n K², growing as depth / width."),
         report.number("exact", exact, "3 (1 + 5 / n)^depth - 3, known for ReLU networks on one "
                       "input."),
@@ -199,7 +192,8 @@ def _kurtosis_section(run: _program.Run, results: Results) -> report.Section:
 
 def _posterior_section(run: _program.Run, results: Results) -> report.Section:
     chosen = run.settings
-    widths = np.asarray(chosen.widths, float)
+    kept = np.asarray(chosen.widths) >= EXPANDED
+    widths = np.asarray(chosen.widths, float)[kept]
     series = {}
     tests = chosen.num_test
     parts = {
@@ -211,12 +205,12 @@ def _posterior_section(run: _program.Run, results: Results) -> report.Section:
         errors = np.stack([errors_of(s, which)[0] for s in results.real])
         for part, where in parts.items():
             label = "infinite width" if which == "zeroth" else "first order"
-            rms = np.sqrt(np.mean(errors[:, :, where] ** 2, (0, 2)))
+            rms = np.sqrt(np.mean(errors[:, kept][:, :, where] ** 2, (0, 2)))
             series[f"{part}, {label}"] = (widths, rms)
     noise = np.stack([errors_of(s, "first")[1] for s in results.real])
     series["sampling error of the mean"] = (
         widths,
-        np.sqrt((noise[:, :, :tests] ** 2).mean((0, 2))),
+        np.sqrt((noise[:, kept, :tests] ** 2).mean((0, 2))),
     )
     line = results.line
     panel = report.BandPanel(
@@ -256,8 +250,8 @@ def _posterior_section(run: _program.Run, results: Results) -> report.Section:
     out = np.stack([s.correction for s in results.real]).max(0)
     for index, part in enumerate(("mean", "variance", "log evidence")):
         numbers.append(
-            report.number(f"largest correction of the {part}, width {chosen.widths[0]}",
-                          out[0, index], "Over its zeroth order; above a half the expansion is out "
+            report.number(f"largest correction of the {part}, width {int(widths[0])}",
+                          out[kept][0, index], "Over its zeroth order; above a half the expansion is out "
                           "of its range.")
         )  # fmt: skip
     text = (
@@ -274,9 +268,11 @@ def _width_section(run: _program.Run, results: Results) -> report.Section:
     for kind, subsets in (("true labels", results.real), ("random labels", results.control)):
         found = gains(subsets)
         first = np.stack([s.first[2] - s.zeroth[2] for s in subsets])
-        evidence[f"{kind}, exact"] = (widths, found["evidence of all"].mean(0))
-        evidence[f"{kind}, first order"] = (widths, first.mean(0))
-        errors[kind] = (widths, found["error of all"].mean(0))
+        seen = np.where(found["trusted"], 1.0, np.nan)  # a gap where too few networks count
+        evidence[f"{kind}, exact"] = (widths, seen * found["evidence of all"].mean(0))
+        wide = np.where(widths >= EXPANDED, 1.0, np.nan)
+        evidence[f"{kind}, first order"] = (widths, wide * first.mean(0))
+        errors[kind] = (widths, seen * found["error of all"].mean(0))
     pictures = [
         report.picture(
             report.curves(evidence, xlabel="width", ylabel="log evidence over infinite (nats)",
@@ -297,7 +293,7 @@ def _width_section(run: _program.Run, results: Results) -> report.Section:
         ),
     ]  # fmt: skip
     found = gains(results.real)
-    best = found["evidence of all"].mean(0).argmax()
+    best = np.where(found["trusted"], found["evidence of all"].mean(0), -np.inf).argmax()
     numbers = [
         report.number("best width by mean evidence", chosen.widths[best], "Among the widths tried; "
                       "at the end of the range it says only that the optimum lies beyond."),

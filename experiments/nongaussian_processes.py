@@ -42,7 +42,7 @@ class Settings:
     noise: float = _program.setting(
         0.3, "variance of the labels' noise; with 0.1 too few sampled networks have weight"
     )
-    widths: tuple = _program.setting((8, 16, 32, 64, 128), "its widths")
+    widths: tuple = _program.setting((2, 4, 8, 16, 32, 64, 128), "its widths")
     num_samples: int = _program.setting(20_000, "networks behind an exact posterior")
     num_neurons: int = _program.setting(8192, "quasi-random neurons behind the vertex, even")
     form: str = _program.setting("dense", "of the vertex: dense or factored")
@@ -81,7 +81,7 @@ PRESETS = {
         num_train=100,
         num_test=100,
         num_subsets=20,
-        widths=(8, 16, 32, 64, 128, 256),
+        widths=(2, 4, 8, 16, 32, 64, 128, 256),
         num_samples=200_000,
         num_neurons=16_384,
         form="factored",
@@ -96,14 +96,8 @@ def experiment(run: _program.Run) -> _program.Findings:
     with jax.enable_x64(True):  # a correction is a small difference
         flows = priors.flows(run)
         real, control = priors.inference(run)
-        results = Results(
-            flows,
-            priors.orders(run),
-            priors.preactivations(run),
-            real,
-            control,
-            priors.line_predictions(run),
-        )
+        outputs, line = priors.preactivations(run), priors.line_predictions(run)
+        results = Results(flows, priors.orders(run), outputs, real, control, line)
     return findings(run, results)
 
 

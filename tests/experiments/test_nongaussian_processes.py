@@ -53,6 +53,7 @@ def test_the_best_width_of_a_subset_is_chosen_by_the_others():
         exact.log_evidence, exact.mean = Exact(), Exact()
         exact.log_evidence.mean = np.eye(3)[index]
         exact.mean.mean = np.zeros((3, 2, 1))
+        exact.effective_sample_size = np.full(3, 1000.0)
         zeroth = (np.zeros((3, 2, 1)), None, np.zeros(3))
         subsets.append(priors.Subset(exact, None, zeroth, np.ones(2), None, 1.0))
     found = found_claims.gains(subsets)
@@ -62,8 +63,9 @@ def test_the_best_width_of_a_subset_is_chosen_by_the_others():
 
 def test_it_runs_from_flags_to_page(tmp_path):
     settings = dataclasses.replace(
-        experiment.PRESETS["smoke"], depth=2, flow_widths=(16, 64), flow_budget=20_000, order_widths=(4, 8), order_budget=20_000,
-        num_subsets=2, num_controls=1, widths=(8, 16), num_samples=200, num_resamples=50,
+        experiment.PRESETS["smoke"], depth=2, flow_widths=(16, 64), flow_budget=20_000,
+        order_widths=(4, 8), order_budget=20_000, num_subsets=2, num_controls=1,
+        widths=(8, 16), num_samples=200, num_resamples=50,
         num_neurons=256,
     )  # fmt: skip
     found = _program.execute(
@@ -80,7 +82,7 @@ def test_it_runs_from_flags_to_page(tmp_path):
         "vertex_over_depth", "density_of_an_output", "posterior_bands", "evidence_over_width",
     } <= pictures  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == 5 * 2 + 2 + 1
+    assert len(rows) == 5 * 2 + 2 + 1  # flows, subsets, controls
 
 
 def test_the_papers_preset_is_larger():

@@ -251,8 +251,8 @@ def _posterior_section(run: _program.Run, results: Results) -> report.Section:
     for index, part in enumerate(("mean", "variance", "log evidence")):
         numbers.append(
             report.number(f"largest correction of the {part}, width {int(widths[0])}",
-                          out[kept][0, index], "Over its zeroth order; above a half the expansion is out "
-                          "of its range.")
+                          out[kept][0, index], "Over its zeroth order; above a half the expansion "
+                          "is out of its range.")
         )  # fmt: skip
     text = (
         "Given G the posterior is Gaussian; the exact one averages over drawn G, weighted by the "

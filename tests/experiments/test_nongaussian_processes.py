@@ -19,11 +19,11 @@ def test_a_slope_is_found_under_noise_that_hides_it_at_the_wide_end():
     rng = np.random.default_rng(0)
     widths = np.array([8, 16, 32, 64])
     size = rng.normal(size=30)
-    stderr = np.full((4, 30), 0.003)
+    stderr = np.full((4, 30), 0.01)
     errors = size * (widths[:, None] / 8.0) ** -2 + stderr * rng.normal(size=(4, 30))
     assert found_claims.fitted_slope(errors, stderr, widths) == pytest.approx(-2, abs=0.05)
     logs = np.polyfit(np.log(widths), np.log(np.abs(errors)).mean(1), 1)[0]
-    assert logs > -1.95  # what the plain fit makes of the same numbers
+    assert logs > -1.9  # what the plain fit makes of the same numbers
     zeroth = size * (widths[:, None] / 8.0) ** -1 + stderr * rng.normal(size=(4, 30))
     assert found_claims.fitted_slope(zeroth, stderr, widths) == pytest.approx(-1, abs=0.05)
 

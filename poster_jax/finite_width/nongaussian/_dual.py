@@ -112,9 +112,9 @@ def _by_pair(nine: Any) -> tuple[Any, Any, Any]:
 def _by_price(fn: Any, k: Any, v1: Any, v2: Any, degree: int) -> Any:
     """Smooth functions: expectations of products of derivatives, also where outputs are equal."""
     x, w = (jnp.asarray(a, k.dtype) for a in smooth_rule(degree))
-    scale = jnp.sqrt(v1)
+    scale = _root(v1)
     along = jnp.where(v1 > 0, k / jnp.where(v1 > 0, scale, 1), 0)
-    across = jnp.sqrt(jnp.maximum(v2 - along**2, 0))
+    across = _root(v2 - along**2)
     u = scale[:, None] * x
     z = along[:, None, None] * x[:, None] + across[:, None, None] * x
     slopes = derivatives(fn, 4)
@@ -142,7 +142,7 @@ def _by_parts(fn: Any, k: Any, v1: Any, v2: Any, degree: int) -> Any:
     positive = v1 > 0
     scale = jnp.where(positive, jnp.sqrt(v1), 1)
     along = k / scale
-    across = jnp.sqrt(jnp.maximum(v2 - along**2, 0))
+    across = _root(v2 - along**2)
     apart = across > 1e-6 * jnp.sqrt(v2)
     safe = jnp.where(apart, across, 1)
     x, wx = split_rule(jnp.zeros_like(k), degree)
@@ -178,6 +178,12 @@ def _by_parts(fn: Any, k: Any, v1: Any, v2: Any, degree: int) -> Any:
         mean(2, 2), mean(3, 1) / 2, mean(1, 3) / 2,
         mean(4, 0) / 4, mean(2, 2) / 4, mean(0, 4) / 4,
     )  # fmt: skip
+
+
+def _root(v: Any) -> Any:
+    """sqrt of max(v, 0), with derivative 0 where it is 0: of an output with itself."""
+    positive = v > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, v, 1)), 0)
 
 
 def _hermite(order: int, x: Any) -> Any:
@@ -222,7 +228,7 @@ def _slope(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _square(phi: Activation, v: Any, degree: int) -> tuple[Any, ...]:
     """E[(phi^2)^(n)] for n = 0, 2, 4."""
-    scale = jnp.sqrt(v)[:, None]
+    scale = _root(v)[:, None]
     if phi.kinked:
         x, w = split_rule(jnp.zeros_like(v), degree)
         square = phi.fn(scale * x) ** 2 * w

@@ -235,7 +235,9 @@ def gains(subsets: list[Subset]) -> dict[str, np.ndarray]:
         ]
     )
     others = (evidence.sum(0) - evidence) if len(evidence) > 1 else evidence
-    trusted = np.min([s.exact.effective_sample_size for s in subsets], 0) >= TRUSTED
+    enough = np.min([s.exact.effective_sample_size for s in subsets], 0) >= TRUSTED
+    # From the wide end: where the networks with weight were not met at all the size looks fine.
+    trusted = np.logical_and.accumulate(enough[::-1])[::-1]
     best = np.where(trusted if trusted.any() else True, others, -np.inf).argmax(1)
     rows = np.arange(len(evidence))
     return {

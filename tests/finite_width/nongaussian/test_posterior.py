@@ -195,6 +195,17 @@ def test_resummation_around_the_shifted_kernel_agrees_to_second_order(kernel):
     assert 0 < gaps[1] < gaps[0] / 50
 
 
+def test_without_test_inputs_the_evidence_is_left(x, kernel):
+    """The evidence reads the training inputs alone."""
+    alone = ng.finite_width_kernel("tanh", x[:3], 30, fourth="quadrature", **NET)
+    found = ng.posterior(alone, Y, noise=0.2)
+    assert found.mean.shape == (0, 2)
+    assert found.covariance.shape == (2, 0, 0)
+    whole = ng.posterior(kernel, Y, noise=0.2)
+    assert float(found.log_evidence) == pytest.approx(float(whole.log_evidence), abs=2e-3)
+    assert bool(found.in_range)
+
+
 def test_out_of_range_is_said(kernel):
     with pytest.warns(UserWarning, match="out of its range"):
         found = ng.posterior(kernel.at_widths(0.02), Y, noise=0.01)

@@ -1,0 +1,64 @@
+"""Vertex recursion of 200 inputs, stated against its floating-point operations.
+
+    python -m benchmarks.finite_width_nongaussian --json=out/benchmarks/vertex.json
+
+There is no peer library: the peer is one matrix product of as many operations, timed in turn. A
+layer draws S neurons and compresses the S + R factors of P = N (N + 1) / 2 entries to R: three
+products of 2 (S + R) P (R + 16) operations are nearly all of it. `lost` is the share of the vertex'
+trace that compression leaves out, `error` the largest difference of V between two seeds of the
+neurons, over its largest entry (on the first 20 inputs).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from benchmarks._harness import compile_seconds, in_turn, row, timed, write_rows
+from poster_jax.finite_width import nongaussian as ng
+
+FLAGS = flags.FLAGS
+NUM, SAMPLES, RANK, DEPTH = 200, 2048, 256, 2
+
+
+def vertex_rows(repeats: int, num: int = NUM) -> list[dict[str, Any]]:
+    """The rows of this program, for `benchmarks.finite_width` too."""
+    x = np.random.default_rng(0).normal(size=(num, 20)).astype(np.float32)
+    options = {"depth": DEPTH, "C_W": 2.0, "C_b": 0.1, "num_samples": SAMPLES, "rank": RANK}
+
+    def kernel(x: Any, seed: int = 0) -> Any:
+        return ng.finite_width_kernel("relu", x, 512, form="factored", seed=seed, **options)
+
+    pairs = num * (num + 1) // 2
+    operations = DEPTH * 3 * 2 * (SAMPLES + RANK) * pairs * (RANK + 16)
+    side = round((operations / 2) ** (1 / 3))
+    square = jnp.ones((side, side), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    compile_s = compile_seconds(kernel, x)
+    seconds = in_turn(
+        {"ours": lambda: timed(kernel, x)[0], "peer": lambda: timed(product, square, square)[0]},
+        repeats,
+    )
+    found = kernel(x)
+    few = [ng.expand_vertex(k._replace(V=k.V[:, :20, :20])) for k in (found, kernel(x, 1))]
+    error = float(jnp.abs(few[0] - few[1]).max() / jnp.abs(few[0]).max())
+    return [
+        row(
+            f"factored vertex, {num} inputs, {DEPTH} ReLU layers, rank {RANK}",
+            seconds["ours"], "matrix product of as many operations", seconds["peer"], 0.3,
+            compile_s=compile_s, operations=operations, lost=float(found.lost), error=error,
+        )
+    ]  # fmt: skip
+
+
+def main(_: Any) -> None:
+    """Times and writes."""
+    write_rows(vertex_rows(FLAGS.repeats), [], FLAGS.json)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("json", None, "file to write the rows to")
+    flags.DEFINE_integer("repeats", 3, "timed repeats of each side", lower_bound=1)
+    app.run(main)

@@ -20,7 +20,7 @@ from benchmarks._harness import compile_seconds, in_turn, row, timed, write_rows
 from poster_jax.finite_width import nongaussian as ng
 
 FLAGS = flags.FLAGS
-NUM, SAMPLES, RANK, DEPTH = 200, 2048, 256, 2
+NUM, SAMPLES, RANK, DEPTH = 200, 1024, 128, 2
 
 
 def vertex_rows(repeats: int, num: int = NUM) -> list[dict[str, Any]]:

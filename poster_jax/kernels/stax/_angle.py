@@ -55,9 +55,7 @@ def _angle_jvp(primals, tangents):
     k, v1, v2, gap = primals
     dk, dv1, dv2, _ = tangents
     phi, q = angle(k, v1, v2, gap)
-    r1, r2 = safe_sqrt(v1), safe_sqrt(v2)
-    delta = jax.lax.stop_gradient(relative_gap(k, r1, r2, gap))
-    sine = r1 * r2 * safe_sqrt(delta * (2 - delta))
+    sine = _sine(k, v1, v2, gap)
     absolute_dk = jnp.where(k < 0, -dk, dk)
     relative_dv = _relative(dv1, v1) + _relative(dv2, v2)
     positive = sine > 0
@@ -65,6 +63,27 @@ def _angle_jvp(primals, tangents):
     dphi = jnp.where(positive, cosine / jnp.where(positive, sine, 1), 0)
     dq = sine * relative_dv / 2 - phi * absolute_dk
     return (phi, q), (jnp.broadcast_to(dphi, phi.shape), jnp.broadcast_to(dq, q.shape))
+
+
+@jax.custom_jvp
+def _sine(k: Any, v1: Any, v2: Any, gap: Any) -> Any:
+    """sqrt(v1 v2 - k^2), whose derivatives are again those in k, v1 and v2: `angle` has second ones."""
+    r1, r2 = safe_sqrt(v1), safe_sqrt(v2)
+    delta = relative_gap(k, r1, r2, gap)
+    return r1 * r2 * safe_sqrt(delta * (2 - delta))
+
+
+@_sine.defjvp
+def _sine_jvp(primals, tangents):
+    k, v1, v2, gap = primals
+    dk, dv1, dv2, _ = tangents
+    sine = _sine(k, v1, v2, gap)
+    positive = sine > 0
+    inverse = jnp.where(positive, 1 / jnp.where(positive, sine, 1), 0)
+    product = safe_sqrt(v1) * safe_sqrt(v2)
+    relative_dv = _relative(dv1, v1) + _relative(dv2, v2)
+    tangent = product * (product * inverse) * relative_dv / 2 - k * inverse * dk
+    return sine, jnp.broadcast_to(tangent, sine.shape)
 
 
 def _relative(dv: Any, v: Any) -> Any:

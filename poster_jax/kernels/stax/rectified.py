@@ -222,7 +222,7 @@ def _arc_cosine(degree: int, k: Any, v1: Any, v2: Any, gap: Any) -> Any:
     phi, _ = angle(k, v1, v2, gap)
     cosine = jnp.where(k >= 0, 1 - delta, delta - 1)
     remaining = jnp.where(k >= 0, math.pi - phi, phi)
-    a, b = _arc_cosine_polynomials(degree)
+    a, b = (jnp.asarray(p, cosine.dtype) for p in _arc_cosine_polynomials(degree))
     j = jnp.polyval(a, cosine) * safe_sqrt(delta * (2 - delta)) + jnp.polyval(b, cosine) * remaining
     return (r1 * r2) ** degree * j / (2 * math.pi)
 

@@ -173,14 +173,13 @@ def training(run: Run) -> Training:
     chosen = run.settings
     network = feynman.deep_network(jnp.tanh, depth=2, input_dim=2)
     rows = []
-    with run.progress("training", len(chosen.training_widths)) as update, jax.enable_x64(True):
-        for done, width in enumerate(chosen.training_widths):
+    with jax.enable_x64(True):
+        for width in chosen.training_widths:
             keys = jax.random.split(jax.random.fold_in(run.key, width), chosen.num_trained)
             one = jax.jit(lambda key, width=width: _flow(network, width, key))
             rows.append(
                 jax.tree.map(lambda *a: np.stack(a), *[jax.device_get(one(k)) for k in keys])
             )
-            update(done + 1, f"width {width}")
     stacked = jax.tree.map(lambda *a: np.stack(a), *rows)
     return Training(np.array(chosen.training_widths), *stacked)
 

@@ -10,6 +10,7 @@ their exponents compared with the conjectured bound, and gradient flow with the 
 """
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 from experiments import _program
 from experiments import _wide_correlators as wide
@@ -31,7 +32,7 @@ class Settings:
     channels: tuple = _program.setting((8, 16, 32, 64), "of convolutions")
     num_convolutional: tuple = _program.setting((4000, 2000, 1000, 500), "for each of channels")
     training_widths: tuple = _program.setting((32, 64, 128, 256), "of trained networks")
-    num_trained: int = _program.setting(32, "networks trained at each width")
+    num_trained: int = _program.setting(100, "networks trained at each width")
     theorem_depth: int = _program.setting(3, "hidden layers up to which the bound is proved")
 
     def __post_init__(self) -> None:
@@ -65,7 +66,9 @@ PRESETS = {
 
 def experiment(run: _program.Run) -> _program.Findings:
     """Measures, fits, trains; words and pictures are in the report."""
-    return findings(run, wide.populations(run), wide.training(run))
+    with ThreadPoolExecutor(1) as pool:  # beside the populations, which wait for the compiler
+        training = pool.submit(wide.training, run)
+        return findings(run, wide.populations(run), training.result())
 
 
 if __name__ == "__main__":

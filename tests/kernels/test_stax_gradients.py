@@ -62,6 +62,21 @@ def test_gradients_equal_finite_differences(name, x64):
     np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", PHIS)
+def test_second_derivatives_are_those_of_the_gradient(name, x64):
+    rng = np.random.default_rng(1)
+    x1, x2, d1, d2 = rng.normal(size=(4, 3, 4))
+
+    def slope(t):
+        return jax.jacfwd(
+            lambda t: entries(PHIS[name], 1.3 + t, 0.4 - t, x1 + t * d1, x2 + t * d2)
+        )(t)
+
+    h, fn = 1e-3, jax.jit(slope)
+    want = (8 * (fn(h) - fn(-h)) - (fn(2 * h) - fn(-2 * h))) / (12 * h)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(slope))(0.0), want, rtol=1e-7, atol=1e-8)
+
+
 def test_gradient_of_the_nngp_at_equal_inputs_is_the_limit(x64):
     """d/dx of k(x, y) at y = x, for ReLU: half the kernel's slope, without a 0/0 of angles."""
     net = stax.serial(stax.Dense(1), stax.Relu())

@@ -128,8 +128,7 @@ def rectified(left: float, right: float) -> Activation:
 
     Returns:
       Activation. Its dual is `left right k + (right - left)^2 R`, R the arc-cosine kernel of degree
-      1 (`stax.RectifiedMonomial(1)`: the dual of `stax.ABRelu` can be differentiated once, not
-      twice).
+      1 (`stax.Relu`).
 
     Source: Cho & Saul 2009, "Kernel methods for deep learning"; this library.
 
@@ -181,7 +180,7 @@ def _dual_of(layer: Any) -> Callable[..., Any]:
 
 @functools.cache
 def _rectified(left: float, right: float) -> Activation:
-    arc_cosine = _dual_of(stax.RectifiedMonomial(1))
+    arc_cosine = _dual_of(stax.Relu())
 
     def fn(z):
         return left * jnp.minimum(z, 0) + right * jnp.maximum(z, 0)

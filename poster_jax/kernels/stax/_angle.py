@@ -67,7 +67,7 @@ def _angle_jvp(primals, tangents):
 
 @jax.custom_jvp
 def _sine(k: Any, v1: Any, v2: Any, gap: Any) -> Any:
-    """sqrt(v1 v2 - k^2), whose derivatives are again those in k, v1 and v2: `angle` has second ones."""
+    """sqrt(v1 v2 - k^2). Its own derivatives, in k, v1 and v2, give `angle` second ones."""
     r1, r2 = safe_sqrt(v1), safe_sqrt(v2)
     delta = relative_gap(k, r1, r2, gap)
     return r1 * r2 * safe_sqrt(delta * (2 - delta))

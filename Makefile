@@ -39,18 +39,18 @@ demo: $(VENV)/.runtime ## train on the digits, write the portrait page out/demo/
 	$(py) -m experiments.demo --workdir=out/demo
 
 test: $(VENV)/.dev ## all tests but the slow ones
-	$(py) -m pytest -n $(workers) --dist loadgroup
-	POSTER_JAX_TYPECHECK=0 $(py) -m pytest -n $(workers) --dist loadgroup -m 'bad_input and not slow' tests
+	$(py) -m pytest -n $(workers) --dist loadfile
+	POSTER_JAX_TYPECHECK=0 $(py) -m pytest -n $(workers) --dist loadfile -m 'bad_input and not slow' tests
 
 slow: $(VENV)/.dev ## the tests that take minutes
-	$(py) -m pytest -n $(workers) --dist loadgroup -m slow tests
+	$(py) -m pytest -n $(workers) --dist loadfile -m slow tests
 
 # What rests on the order of floating point operations: all but models, data, training, checkpoints.
 numerical = tests/curvature tests/flatness tests/gradient_noise/test_normality.py \
 	$(patsubst %,tests/core/test_%.py,batching convolution convolution_transforms linalg losses pooling)
 
 optimised: $(VENV)/.dev ## the numerical tests once more, compiled as users compile (the others compile faster)
-	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadgroup $(numerical)
+	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadfile $(numerical)
 
 posters: $(VENV)/.runtime ## every poster at a preset (preset=laptop), and the table of claims
 	$(py) -m experiments.posters --preset=$(preset) --workdir=$(workdir)

@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("demo")  # what they share is made once
-
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

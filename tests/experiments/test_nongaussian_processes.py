@@ -61,6 +61,7 @@ def test_the_best_width_of_a_subset_is_chosen_by_the_others():
     np.testing.assert_array_equal(found["error"], 0)
 
 
+@pytest.mark.slow
 def test_it_runs_from_flags_to_page(tmp_path):
     settings = dataclasses.replace(
         experiment.PRESETS["smoke"], depth=2, flow_widths=(16, 64), flow_budget=20_000,

@@ -18,8 +18,6 @@ from experiments import relative_flatness as experiment
 from poster_jax import curvature
 from poster_jax.core import claims, data, losses, models
 
-pytestmark = pytest.mark.xdist_group("relative flatness")  # what they share is made once
-
 TFDS = pathlib.Path(__file__).parents[1] / "data" / "tfds"
 NAMES = ["C1 (float32)", "C1 (float64)", "C2", "C3", "C4"]
 

@@ -15,6 +15,7 @@ def test_there_is_a_notebook():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel chooses its own

@@ -12,6 +12,7 @@ PROGRAM = pathlib.Path(__file__).parents[1] / "oracles" / "make_program_figures.
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_programs_of_the_original_answer_its_figures(figures):
     spec = importlib.util.spec_from_file_location("programs", PROGRAM)
     program = importlib.util.module_from_spec(spec)

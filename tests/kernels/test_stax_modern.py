@@ -48,6 +48,7 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.slow
 def test_finite_networks_have_the_kernel_in_the_mean(name, key):
     """Besides sampling, the means of finite networks are off by some 1/width, at most 3 %."""
     net = stax.serial(WIDE, *BLOCKS[name], stax.Dense(1, 1.1, 0.3))

@@ -17,8 +17,6 @@ import pytest
 from poster_jax.core import training
 from poster_jax.kernels import predict, stax
 
-pytestmark = pytest.mark.xdist_group("trained networks")  # what they share is made once
-
 X = np.array([-2.0, -1.2, -0.3, 0.5, 1.1, 1.9])[:, None]
 Y = np.sin(2 * X)
 X_TEST = np.array([-2.6, -1.6, -0.7, 0.1, 0.8, 1.5, 2.6])[:, None]

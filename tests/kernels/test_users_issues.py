@@ -24,6 +24,7 @@ def conv():
     return stax.serial(stax.Conv(1, (3, 3), padding="CIRCULAR", W_std=1.4, b_std=0.1), stax.Relu())
 
 
+@pytest.mark.slow
 def test_issue_76_pooled_images_that_no_kernel_tells_apart_are_predicted():
     """A shifted image has the kernel of the image: that of 8 images and shifts is singular."""
     _, _, kernel_fn = stax.serial(conv(), stax.GlobalAvgPool(), stax.Dense(1))
@@ -42,6 +43,7 @@ def test_issue_76_pooled_images_that_no_kernel_tells_apart_are_predicted():
     np.testing.assert_allclose(mean, (y[6:8] + y[14:16]) / 2, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_issue_36_in_the_ordered_phase_all_is_predicted_as_the_mean_label():
     """15 layers of small weights map all inputs to one: a kernel of rank one, to rounding."""
     layers = [stax.Dense(1, W_std=0.5, b_std=0.5), stax.Erf()] * 15

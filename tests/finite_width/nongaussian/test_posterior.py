@@ -124,6 +124,7 @@ def test_data_drowned_in_noise_leave_the_prior(kernel):
     np.testing.assert_allclose(found.covariance, np.stack([prior] * 2), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_expansion_meets_importance_sampling_at_second_order(x):
     """Errors of the first order fall by four as the width doubles; of the zeroth by two."""
     kernel = ng.finite_width_kernel("tanh", x[:4], 16, **NET, fourth="quadrature")

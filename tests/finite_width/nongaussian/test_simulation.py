@@ -120,6 +120,7 @@ def z_scores(name, x, width, num, depth=3):
 
 
 @pytest.mark.parametrize("name", ["tanh", "relu"])
+@pytest.mark.slow
 def test_three_layers_are_those_of_drawn_networks(name, inputs):
     shift, vertex, precision = z_scores(name, inputs[:2] / 2, 40, 10_000)
     assert np.abs(shift).max() < 4.5

@@ -27,3 +27,11 @@ def test_a_convolution_costs_the_same_whichever_way_it_is_computed():
         rewritten = with_fast_convolutions(plain)
         gradient = jax.grad(lambda x, w: jnp.sum(rewritten(x, w)), argnums=1)
         assert 2 * by_hand <= count_flops(gradient, image, kernel) < 2.4 * by_hand
+
+
+def test_a_convolution_in_groups_counts_four_times():
+    image, kernel = jnp.ones((2, 8, 8, 6)), jnp.ones((3, 3, 3, 10))
+    grouped = lambda x, w: jax.lax.conv_general_dilated(  # noqa: E731
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
+    )
+    assert count_flops(grouped, image, kernel) == 4 * 2 * (2 * 64 * 10) * (9 * 3)

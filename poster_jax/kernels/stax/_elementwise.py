@@ -68,10 +68,8 @@ def smooth(
         value, slope = cross(k, v1, v2, gap)
         if gap is None:
             return Image(value, slope)
-        new = gap_of_smooth(
-            cross, variance, k, v1, v2, gap, value, symmetric=symmetric
-        )  # fmt: skip
-        return Image(value, slope, new)
+        new_gap = gap_of_smooth(cross, variance, k, v1, v2, gap, value, symmetric=symmetric)
+        return Image(value, slope, new_gap)
 
     return Dual(image, variance)
 

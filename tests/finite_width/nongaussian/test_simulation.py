@@ -119,13 +119,14 @@ def z_scores(name, x, width, num, depth=3):
     )
 
 
-@pytest.mark.parametrize("name", ["tanh", "relu"])
 @pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_three_layers_are_those_of_drawn_networks(name, inputs):
-    shift, vertex, precision = z_scores(name, inputs[:2] / 2, 40, 10_000)
+    depth = 2 if name == "quadratic" else 3  # its higher moments grow with every layer
+    shift, vertex, precision = z_scores(name, inputs / 2, 50, 50_000, depth)
     assert np.abs(shift).max() < 4.5
     assert np.abs(vertex).max() < 4.5
-    assert precision < 0.2
+    assert precision < 0.1
 
 
 def test_more_than_one_device_group_is_the_same_law_whatever_the_number(x64):

@@ -134,12 +134,16 @@ def ensembles_of_theory(
 
 
 def weights(init_fn: Any, key: Any, shape: tuple[int, ...]) -> Any:
-    """Parameters as `init_fn` draws them: independent standard normal numbers, all in one draw.
+    """Parameters as `init_fn` of `stax` draws them: independent standard normal numbers."""
+    return standard_normal(jax.eval_shape(lambda key: init_fn(key, shape)[1], key), key)
+
+
+def standard_normal(like: Any, key: Any) -> Any:
+    """Standard normal numbers in the shapes of a pytree, all in one draw.
 
     A draw for each matrix and bias takes four times as long to compile as all that a network then
     does here.
     """
-    like = jax.eval_shape(lambda key: init_fn(key, shape)[1], key)
     leaves, structure = jax.tree.flatten(like)
     stops = list(itertools.accumulate(leaf.size for leaf in leaves))
     parts = jnp.split(jax.random.normal(key, (stops[-1],)), stops[:-1])

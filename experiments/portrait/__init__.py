@@ -10,8 +10,16 @@ from experiments.portrait.kernels import kernels_section
 from experiments.portrait.noise import noise_section
 from experiments.portrait.subject import Subject, train_subjects
 from experiments.portrait.training import training_section
+from experiments.portrait.width import width_section
 
-SECTIONS = (training_section, curvature_section, flatness_section, kernels_section, noise_section)
+SECTIONS = (
+    training_section,
+    curvature_section,
+    flatness_section,
+    kernels_section,
+    noise_section,
+    width_section,
+)
 """The sections of the page, in order."""
 
 __all__ = ["SECTIONS", "Subject", "train_subjects"]

@@ -5,7 +5,13 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from experiments.portrait.width import FAMILIES, scaled
+from poster_jax.core import models
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +36,7 @@ def test_every_section_and_picture_is_on_the_page(workdir):
         "Relative flatness",
         "Kernels",
         "Noise of the gradients",
+        "Width",
         "test accuracy",
     ):
         assert words in page
@@ -45,6 +52,8 @@ def test_every_section_and_picture_is_on_the_page(workdir):
         "kernel_spectrum_mlp",
         "kernel_spectrum_cnn",
         "noise_quantiles",
+        "width_scaling_mlp",
+        "width_scaling_cnn",
     }
     assert page.count("data:image/png;base64,") == len(pictures)
 
@@ -66,6 +75,7 @@ def test_metrics_hold_the_training_of_both_networks(workdir):
         assert values[-1] < values[0], name
 
 
+@pytest.mark.slow
 def test_a_second_run_reads_the_trained_networks_and_gives_the_same_page(workdir):
     before = (workdir / "index.html").read_text()
     steps = sorted(p.name for p in workdir.glob("training/*/checkpoints/*"))
@@ -74,3 +84,31 @@ def test_a_second_run_reads_the_trained_networks_and_gives_the_same_page(workdir
     seconds = re.compile(r"seconds.*?\d+", re.S)
     assert seconds.sub("", after) == seconds.sub("", before)
     assert sorted(p.name for p in workdir.glob("training/*/checkpoints/*")) == steps
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_networks_of_any_width_are_the_modules_and_learn_at_one_rate(name):
+    """In their units the kernel df.df has one mean at every width, up to 1/n."""
+    family, x = FAMILIES[name], np.random.default_rng(0).normal(size=(8, 8, 1)).astype(np.float32)
+    init_fn, apply_fn = scaled(family.module, x)
+    model = models.from_linen(family.module(family.own))
+    key = jax.random.key(0)
+    params = model.init(key, x[None])
+    wants = model.apply_fn(params, x[None])[:, 0]
+    kernels = {layer: leaves["kernel"] for layer, leaves in params.items()}
+    units = {layer: k * k[..., 0].size ** 0.5 for layer, k in kernels.items()}
+    np.testing.assert_allclose(apply_fn(units, x[None]), wants, rtol=1e-5)
+    drawn = init_fn(key, family.own)
+    assert {layer: k.shape for layer, k in drawn.items()} == {
+        layer: k.shape for layer, k in kernels.items()
+    }
+
+    def kernel(width, key):
+        gradient = jax.grad(lambda params: apply_fn(params, x[None])[0])(init_fn(key, width))
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient))
+
+    few, many = (
+        jax.jit(jax.vmap(lambda key, width=width: kernel(width, key)))(jax.random.split(key, 200))
+        for width in (family.widths[0], family.own)
+    )
+    assert abs(few.mean() / many.mean() - 1) < 0.2

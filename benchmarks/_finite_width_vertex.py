@@ -1,6 +1,4 @@
-"""Vertex recursion of 200 inputs, stated against its floating-point operations.
-
-    python -m benchmarks.finite_width_nongaussian --json=out/benchmarks/vertex.json
+"""The row of `benchmarks.finite_width` for the vertex recursion: 200 inputs, against operations.
 
 There is no peer library: the peer is one matrix product of as many operations, timed in turn. A
 layer draws S neurons and compresses the S + R factors of P = N (N + 1) / 2 entries to R: three
@@ -14,17 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
-from benchmarks._harness import compile_seconds, in_turn, row, timed, write_rows
+from benchmarks._harness import compile_seconds, in_turn, row, timed
 from poster_jax.finite_width import nongaussian as ng
 
-FLAGS = flags.FLAGS
 NUM, SAMPLES, RANK, DEPTH = 200, 1024, 128, 2
 
 
 def vertex_rows(repeats: int, num: int = NUM) -> list[dict[str, Any]]:
-    """The rows of this program, for `benchmarks.finite_width` too."""
+    """ReLU networks in float32, V in factors."""
     x = np.random.default_rng(0).normal(size=(num, 20)).astype(np.float32)
     options = {"depth": DEPTH, "C_W": 2.0, "C_b": 0.1, "num_samples": SAMPLES, "rank": RANK}
 
@@ -51,14 +47,3 @@ def vertex_rows(repeats: int, num: int = NUM) -> list[dict[str, Any]]:
             compile_s=compile_s, operations=operations, lost=float(found.lost), error=error,
         )
     ]  # fmt: skip
-
-
-def main(_: Any) -> None:
-    """Times and writes."""
-    write_rows(vertex_rows(FLAGS.repeats), [], FLAGS.json)
-
-
-if __name__ == "__main__":
-    flags.DEFINE_string("json", None, "file to write the rows to")
-    flags.DEFINE_integer("repeats", 3, "timed repeats of each side", lower_bound=1)
-    app.run(main)

@@ -1,4 +1,4 @@
-"""E[O_4] at width 1024 against nested gradients; diagrams against the naive sum over pairings.
+"""E[O_4] at width 1024 against nested gradients; diagrams against pairings; the vertex recursion.
 
     python -m benchmarks.finite_width --json=out/benchmarks/finite_width.json
 
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from benchmarks._finite_width_vertex import vertex_rows
 from benchmarks._harness import Peer, in_turn, row, timed, write_rows
 from poster_jax.finite_width import feynman
 from poster_jax.finite_width.feynman import correlator
@@ -136,6 +137,7 @@ def main(_: Any) -> None:
                 rows += operators(peer)
         else:
             rows += operators(None)
+    rows += vertex_rows(_REPEATS.value)
     write_rows(rows, notes, _JSON.value)
 
 

@@ -20,6 +20,8 @@ if os.environ.get("POSTER_JAX_OPTIMISE", "0") == "0":
         flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ.setdefault("MPLBACKEND", "agg")
+# Workers side by side: NumPy's threads would wait for each other's cores, up to ten times as long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 TYPECHECK = os.environ.get("POSTER_JAX_TYPECHECK", "1") != "0"
 if TYPECHECK:

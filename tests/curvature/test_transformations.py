@@ -1,5 +1,7 @@
 """Every question under jit, vmap, float64, microbatches and eight devices: one table of all."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,16 @@ def question(request):
     return QUESTIONS[request.param]
 
 
+@functools.cache
+def _asker(question, loss_fn):
+    """The question about weights and data, and its one program for all the tests."""
+
+    def ask(params, batch, key, **options):
+        return question(hessian_operator(loss_fn, params, batch, **options), key)
+
+    return ask, jax.jit(ask)
+
+
 def _assert_close(ours, expected, tolerance=2e-5):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(
@@ -56,46 +68,44 @@ def _assert_close(ours, expected, tolerance=2e-5):
 def test_jit_and_microbatches_and_eight_devices(question, problem, key):
     p = problem
     plain = question(hessian_operator(p.loss_fn, p.params, p.batch), key)
-
-    def ask(params, batch, key, **options):
-        return question(hessian_operator(p.loss_fn, params, batch, **options), key)
-
-    _assert_close(jax.jit(ask)(p.params, p.batch, key), plain)
-    _assert_close(ask(p.params, p.batch, key, microbatch=7), plain)
-    mesh = data_mesh(8)
-    _assert_close(ask(p.params, p.batch, key, mesh=mesh, microbatch=5), plain)
+    ask, program = _asker(question, p.loss_fn)
+    _assert_close(program(p.params, p.batch, key), plain)
+    for options in ({"microbatch": 7}, {"mesh": data_mesh(8), "microbatch": 5}):
+        cut = jax.jit(functools.partial(ask, **options))
+        _assert_close(cut(p.params, p.batch, key), plain)
 
 
 def test_vmap_over_a_population_on_one_device_and_on_eight(question, problem, key):
     scales = jnp.linspace(0.5, 1.5, 8)
     population = jax.vmap(lambda c: jax.tree.map(lambda a: c * a, problem.params))(scales)
-
-    def ask(params):
-        return question(hessian_operator(problem.loss_fn, params, problem.batch), key)
-
-    together = jax.jit(jax.vmap(ask))
+    ask, program = _asker(question, problem.loss_fn)
+    together = jax.jit(jax.vmap(lambda params: ask(params, problem.batch, key)))
     ours = together(population)
     for i in (0, 7):
-        alone = ask(jax.tree.map(lambda a, i=i: a[i], population))
-        _assert_close(jax.tree.map(lambda a, i=i: a[i], ours), alone)
+        one = jax.tree.map(lambda a, i=i: np.asarray(a)[i], population)
+        alone = program(one, problem.batch, key)
+        _assert_close(jax.tree.map(lambda a, i=i: np.asarray(a)[i], ours), alone)
     spread = together(shard_population(population, data_mesh(8)))
     _assert_close(spread, ours)
 
 
 def test_vmap_over_keys(question, problem):
-    op = hessian_operator(problem.loss_fn, problem.params, problem.batch)
+    ask, program = _asker(question, problem.loss_fn)
+    params, batch = problem.params, problem.batch
     keys = jax.random.split(jax.random.key(5), 3)
-    ours = jax.vmap(lambda key: question(op, key))(keys)
-    _assert_close(jax.tree.map(lambda a: a[1], ours), question(op, keys[1]))
+    ours = jax.jit(jax.vmap(lambda key: ask(params, batch, key)))(keys)
+    alone = program(params, batch, keys[1])
+    _assert_close(jax.tree.map(lambda a: np.asarray(a)[1], ours), alone)
 
 
 def test_float64_agrees_with_float32_and_returns_float64(question, problem, tools, key):
-    single = question(hessian_operator(problem.loss_fn, problem.params, problem.batch), key)
+    _, program = _asker(question, problem.loss_fn)
+    single = program(problem.params, problem.batch, key)
     exact = tools.make_problem(jnp.float32)
     with jax.enable_x64(True):
         params = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), exact.params)
         batch = jnp.asarray(np.asarray(exact.batch[0], np.float64)), exact.batch[1]
-        double = question(hessian_operator(exact.loss_fn, params, batch), key)
+        double = program(params, batch, key)
         leaves = [a for a in jax.tree.leaves(double) if hasattr(a, "dtype")]
         floating = [a for a in leaves if jnp.issubdtype(a.dtype, jnp.floating)]
         assert all(a.dtype == jnp.float64 for a in floating)

@@ -104,6 +104,7 @@ def test_convolutional_networks_have_outputs_of_order_one(pooling, key, x64):
     assert 0.01 < found.mean[0] < 10
 
 
+@pytest.mark.slow
 def test_a_small_run_writes_claims_and_pictures(tmp_path):
     settings = dataclasses.replace(
         experiment.PRESETS["smoke"],

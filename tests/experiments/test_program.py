@@ -120,14 +120,19 @@ def _program_run(*arguments):
     [
         ("--preset=nosuch", "preset"),
         ("--seed=-1", "seed"),
-        ("--seed=x", "seed"),
         ("--workdir=/proc/nosuch", "workdir"),
-        ("--num_seeds=0", "num_seeds"),
-        ("--nosuch=3", "nosuch"),
-        ("--network=nosuch", "network"),
-        ("--dataset=nosuch", "nosuch"),
-        ("--label_noise=1.5", "label_noise"),
-        ("stray", "stray"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("--seed=x", "seed"),
+                ("--num_seeds=0", "num_seeds"),
+                ("--nosuch=3", "nosuch"),
+                ("--network=nosuch", "network"),
+                ("--dataset=nosuch", "nosuch"),
+                ("--label_noise=1.5", "label_noise"),
+                ("stray", "stray"),
+            ]
+        ),
     ],
 )
 def test_a_bad_flag_ends_in_one_sentence(tmp_path, flag, word):

@@ -164,6 +164,7 @@ def on_eight_devices(tmp_path_factory):
     return folder, _execute(folder)
 
 
+@pytest.mark.slow
 def test_smoke_writes_all_its_files_and_pictures(on_eight_devices):
     folder, found = on_eight_devices
     assert [claim.name for claim in claims.load_claims(folder / "claims.json")] == NAMES

@@ -40,7 +40,8 @@ def test_every_measure_under_jit_and_vmap(net, key, measure):
         return _measure(measure, hessian, key)
 
     together = jax.jit(jax.vmap(measured))(population)
-    alone = [measured(jax.tree.map(lambda a, i=i: a[i], population)) for i in range(2)]
+    single = jax.jit(measured)
+    alone = [single(jax.tree.map(lambda a, i=i: np.asarray(a)[i], population)) for i in range(2)]
     np.testing.assert_allclose(together, alone, rtol=1e-4)
 
 
@@ -62,8 +63,10 @@ def test_a_population_with_its_own_keys_and_scales(net, key):
         )
 
     together = jax.jit(jax.vmap(measured))(population, keys)
+    single = jax.jit(measured)
     alone = [
-        measured(jax.tree.map(lambda a, i=i: a[i], population), keys[i]).mean for i in range(3)
+        single(jax.tree.map(lambda a, i=i: np.asarray(a)[i], population), keys[i]).mean
+        for i in range(3)
     ]
     np.testing.assert_allclose(together.mean, alone, rtol=1e-4)
     assert together.num_samples.tolist() == [5, 5, 5]

@@ -11,6 +11,7 @@ PAGES = [p for p in sorted(DOCS.rglob("*.md")) if "```python" in p.read_text()]
 FRAGMENTS = {DOCS / "guides" / "devices.md"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
 def test_the_page_runs(page):
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)

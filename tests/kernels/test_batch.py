@@ -63,18 +63,18 @@ def test_plain_functions_never_see_none():
 
 def test_whole_images_with_positions_kept():
     _, _, kernel_fn = stax.serial(stax.Conv(1, (2,), padding="SAME"), stax.Relu())
-    x = RNG.normal(size=(5, 4, 2))
+    x, whole = RNG.normal(size=(5, 4, 2)), jax.jit(kernel_fn)
     for batch_size in (0, 2):
-        assert_same_kernels(batch(kernel_fn, batch_size)(x), kernel_fn(x))
-        assert_same_kernels(batch(kernel_fn, batch_size)(x, x[:3]), kernel_fn(x, x[:3]))
+        assert_same_kernels(batch(kernel_fn, batch_size)(x), whole(x))
+        assert_same_kernels(batch(kernel_fn, batch_size)(x, x[:3]), whole(x, x[:3]))
 
 
 def test_a_kernel_may_be_batched_through_further_layers():
     _, _, first = stax.serial(stax.Dense(1), stax.Relu())
     _, _, rest = stax.serial(stax.Dense(1), stax.Erf())
     for x2 in (None, X2):
-        kernel = first(X1, x2)
-        assert_same_kernels(batch(rest, 4)(kernel), rest(kernel))
+        kernel = jax.jit(first)(X1, x2)
+        assert_same_kernels(batch(rest, 4)(kernel), jax.jit(rest)(kernel))
 
 
 def test_several_inputs_and_outputs_are_cut_together():
@@ -83,7 +83,8 @@ def test_several_inputs_and_outputs_are_cut_together():
     )
     x1, x2 = (X1, X1[:, :3]), (X2, X2[:, :3])
     for get in ("nngp", ("nngp", "ntk")):
-        ours, whole = batch(kernel_fn, 4)(x1, x2, get), kernel_fn(x1, x2, get)
+        ours = batch(kernel_fn, 4)(x1, x2, get)
+        whole = jax.jit(kernel_fn, static_argnums=2)(x1, x2, get)
         assert jax.tree.structure(ours) == jax.tree.structure(whole)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), ours, whole)
 
@@ -94,16 +95,16 @@ def test_keywords_in_pairs_are_cut_with_the_inputs():
     )
     x1, x2 = RNG.normal(size=(5, 3, 2)), RNG.normal(size=(4, 3, 2))
     pattern = (RNG.random((5, 3, 3)), RNG.random((4, 3, 3)))
-    whole = kernel_fn(x1, x2, "ntk", pattern=pattern)
+    whole = jax.jit(kernel_fn, static_argnums=2)(x1, x2, "ntk", pattern=pattern)
     np.testing.assert_allclose(
         batch(kernel_fn, 2)(x1, x2, "ntk", pattern=pattern), whole, atol=1e-13
     )
 
 
 def test_parameters_are_handed_on_by_place_and_by_name():
-    _, params = INIT(jax.random.key(0), (1, 5))
+    params = jax.jit(lambda key: INIT(key, (1, 5))[1])(jax.random.key(0))
     kernel_fn = empirical_kernel_fn(APPLY, trace_axes=(), vmap_axes=0)
-    whole = kernel_fn(X1, X2, None, params)
+    whole = jax.jit(kernel_fn)(X1, X2, None, params)
     for ours in (
         batch(kernel_fn, 4)(X1, X2, None, params),
         batch(kernel_fn, 4)(X1, X2, get=None, params=params),
@@ -114,7 +115,7 @@ def test_parameters_are_handed_on_by_place_and_by_name():
     f = lambda p, x: jnp.tanh(x @ p[0][:, :7]) @ p[1]  # noqa: E731
     ntk_fn = empirical_ntk_fn(f, vmap_axes=0)
     np.testing.assert_allclose(
-        batch(ntk_fn, 4)(X1, X2, params=pair), ntk_fn(X1, X2, pair), atol=1e-12
+        batch(ntk_fn, 4)(X1, X2, params=pair), jax.jit(ntk_fn)(X1, X2, pair), atol=1e-12
     )
 
 
@@ -130,8 +131,8 @@ def test_a_batched_function_can_be_traced():
     batched = batch(KERNEL_FN, 4)
     whole = KERNEL_FN(X1, None, "ntk")
     np.testing.assert_allclose(jax.jit(lambda x: batched(x, None, "ntk"))(X1), whole, atol=1e-13)
-    slope = jax.grad(lambda x: batched(x, X2, "ntk").sum())(X1)
-    expected = jax.grad(lambda x: KERNEL_FN(x, X2, "ntk").sum())(X1)
+    slope = jax.jit(jax.grad(lambda x: batched(x, X2, "ntk").sum()))(X1)
+    expected = jax.jit(jax.grad(lambda x: KERNEL_FN(x, X2, "ntk").sum()))(X1)
     np.testing.assert_allclose(slope, expected, atol=1e-12)
 
 

@@ -1,4 +1,9 @@
-"""Empirical kernels against neural-tangents 0.6.5, explicit Jacobians, and each other."""
+"""Empirical kernels against neural-tangents 0.6.5, explicit Jacobians, and each other.
+
+Calls are mostly inside one jax.jit, which compiles once what eager calls compile in dozens.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -79,10 +84,10 @@ def test_kernels_are_those_of_neural_tangents(drawn, case, axes, way):
     data, params = given(drawn, case)
     fn = empirical.empirical_kernel_fn(NETWORKS[case], *AXES[axes], way)
     tag = f"{case}/{axes}/{1 if way in (1, 3) else 2}"
-    own = jax.jit(lambda x: fn(x, None, None, params))(data["x1"])
+    both = jax.jit(lambda x, y: (fn(x, None, None, params), fn(x, y, ("ntk", "nngp"), params)))
+    own, cross = both(data["x1"], data["x2"])
     assert_same(own, drawn, f"{tag}/own")
     assert own._fields == ("nngp", "ntk")
-    cross = jax.jit(lambda x, y: fn(x, y, ("ntk", "nngp"), params))(data["x1"], data["x2"])
     assert_same(cross, drawn, f"{tag}/cross")
     assert cross._fields == ("ntk", "nngp")
 
@@ -92,9 +97,16 @@ def test_variances_and_products_are_those_of_neural_tangents(drawn, case):
     data, params = given(drawn, case)
     f = NETWORKS[case]
     fn = empirical.empirical_kernel_fn(f, (), (0,), None)
-    assert_same(fn(data["x1"], None, None, params), drawn, f"{case}/variances")
-    product = empirical.empirical_ntk_vp_fn(f, data["x1"], data["x2"], params)
-    assert_same(product(f(params, data["x2"])), drawn, f"{case}/product")
+
+    def variances_and_product(x1, x2, params):
+        product = empirical.empirical_ntk_vp_fn(f, x1, x2, params)
+        return fn(x1, None, None, params), product(f(params, x2))
+
+    if case != "dense":  # which is called as users do, outside of jit
+        variances_and_product = jax.jit(variances_and_product)
+    variances, product = variances_and_product(data["x1"], data["x2"], params)
+    assert_same(variances, drawn, f"{case}/variances")
+    assert_same(product, drawn, f"{case}/product")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -102,13 +114,18 @@ def test_variances_and_products_are_those_of_neural_tangents(drawn, case):
 def test_trees_of_inputs_and_outputs_are_those_of_neural_tangents(drawn, way, vmap_axes):
     data, params = given(drawn, "branches")
     x1, x2 = ({k: data[f"x{i}{k}"] for k in "ab"} for i in (1, 2))
-    fn = empirical.empirical_ntk_fn(branches, (), (), vmap_axes, way)
-    ours = jax.jit(lambda a, b: fn(a, b, params))(x1, x2)
+    ntk_fn = empirical.empirical_ntk_fn(branches, (), (), vmap_axes, way)
+    nngp_fn = empirical.empirical_nngp_fn(branches, (), ())
+    both_fn = empirical.empirical_kernel_fn(branches, (), (), vmap_axes, way)
+
+    @jax.jit
+    def every(x1, x2):
+        return ntk_fn(x1, x2, params), nngp_fn(x1, x2, params), both_fn(x1, x2, None, params)
+
+    ours, nngp, both = every(x1, x2)
     assert set(ours) == {"sum", "pair"}
     assert_same(ours, drawn, f"branches/{vmap_axes}/ntk")
-    nngp = empirical.empirical_nngp_fn(branches, (), ())(x1, x2, params)
     assert_same(nngp, drawn, "branches/nngp")
-    both = empirical.empirical_kernel_fn(branches, (), (), vmap_axes, way)(x1, x2, None, params)
     np.testing.assert_allclose(both["pair"][1].ntk, ours["pair"][1])
 
 
@@ -119,8 +136,15 @@ def test_keywords_and_keys_are_split_as_by_neural_tangents(drawn):
     x1, x2 = data["x1"], data["x2"]
     cross = fn(x1, x2, None, params, rng=key, pattern=(p1, data["p2"]))
     assert_same(cross, drawn, "noisy/cross")
-    assert_same(fn(x1, x1, None, params, rng=key, pattern=(p1, p1)), drawn, "noisy/same")
-    assert_same(fn(x1, None, None, params, rng=key, pattern=(p1, p1)), drawn, "noisy/own")
+
+    @jax.jit
+    def same_and_own(key):
+        kwargs = {"rng": key, "pattern": (p1, p1)}
+        return fn(x1, x1, None, params, **kwargs), fn(x1, None, None, params, **kwargs)
+
+    same, own = same_and_own(key)
+    assert_same(same, drawn, "noisy/same")
+    assert_same(own, drawn, "noisy/own")
 
 
 class Modern(nn.Module):
@@ -140,24 +164,30 @@ class Modern(nn.Module):
         return nn.Dense(2, use_bias=False)(x), nn.Dense(2)(x)
 
 
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+@functools.cache
 def modern():
-    model, x = Modern(), jax.random.normal(jax.random.key(0), (3, 5, 4, 2))
-    params = model.init(jax.random.key(1), x)
-    noise = jax.random.split(jax.random.key(2), len(jax.tree.leaves(params)))
-    noise = jax.tree.unflatten(jax.tree.structure(params), list(noise))
-    params = jax.tree.map(lambda p, k: p + 0.1 * jax.random.normal(k, p.shape), params, noise)
+    model, x = Modern(), normal(3, 5, 4, 2)
+    params = jax.jit(model.init)(jax.random.key(1), x)
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(lambda p: jnp.asarray(p + 0.1 * rng.normal(size=p.shape)), params)
     return model.apply, params, x
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def jacobian(f, params, x):
+    n = jax.eval_shape(f, params, x).shape
+    leaves = jax.tree.leaves(jax.jacrev(f)(params, x))
+    return jnp.concatenate([leaf.reshape(*n, -1) for leaf in leaves], -1)
 
 
 def explicit(f, params, x1, x2):
     """The kernel as the product of two Jacobians, by einsum."""
-
-    @jax.jit
-    def jacobian(params, x):
-        leaves, n = jax.tree.leaves(jax.jacrev(f)(params, x)), f(params, x).shape
-        return jnp.concatenate([leaf.reshape(*n, -1) for leaf in leaves], -1)
-
-    return np.einsum("nop,mqp->nmoq", jacobian(params, x1), jacobian(params, x2))
+    whole = np.asarray(jacobian(f, params, np.concatenate([x1, x2])))
+    return np.einsum("nop,mqp->nmoq", whole[: len(x1)], whole[len(x1) :])
 
 
 def test_all_ways_are_the_product_of_explicit_jacobians():
@@ -216,26 +246,28 @@ ODD = {
 @pytest.mark.parametrize("vmap_axes", [None, 0])
 def test_odd_structures_fall_back_to_the_right_kernel(name, vmap_axes):
     f = ODD[name]
-    p = jax.random.normal(jax.random.key(0), (3, 4 if name != "both operands" else 3))
-    x1, x2 = jax.random.normal(jax.random.key(1), (2, 2, 3))
+    p = normal(3, 4 if name != "both operands" else 3)
+    x1, x2 = np.random.default_rng(1).normal(size=(2, 2, 3))
     fn = empirical.empirical_ntk_fn(f, (), (), vmap_axes, 3)
     expected = explicit(f, p, x1, x2)
     # The cast to float32 rounds the derivative.
     tolerance = 1e-6 if name == "mixed precision" else 1e-12
+    fn = fn if name == "weight norm" else jax.jit(fn)
     np.testing.assert_allclose(fn(x1, x2, p), expected, atol=tolerance)
 
 
 def test_examples_may_lie_along_other_axes():
-    w = jax.random.normal(jax.random.key(0), (4, 3))
-    x = jax.random.normal(jax.random.key(1), (4, 5))  # examples last
+    w, x = normal(4, 3), normal(4, 5, seed=1)  # examples last
     f = lambda w, x, shift: (jnp.tanh(w.T @ x + shift), (x.T @ w) + shift.T)  # noqa: E731
     shift = (jnp.ones((1, 5)), jnp.ones((1, 5)))
     for way in WAYS:
-        kernels = {
-            str(axes): empirical.empirical_ntk_fn(f, (), (), axes, way)(x, None, w, shift=shift)
+        plain_fn, cut_fn = (
+            empirical.empirical_ntk_fn(f, (), (), axes, way)
             for axes in (None, (-1, (1, 0), {"shift": -1}))
-        }
-        plain, cut = kernels.values()
+        )
+        plain, cut = jax.jit(
+            lambda x, **kwargs: (plain_fn(x, None, w, **kwargs), cut_fn(x, None, w, **kwargs))  # noqa: B023
+        )(x, shift=shift)
         assert [k.shape for k in plain] == [(3, 3, 5, 5), (5, 5, 3, 3)]
         for a, b in zip(plain, cut, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-12)
@@ -245,33 +277,43 @@ def test_kernel_of_linear_training_is_the_one_that_predict_takes():
     from poster_jax.kernels import predict
     from poster_jax.kernels.linearize import linearize
 
-    w = (0.5 * jax.random.normal(jax.random.key(0), (3, 6)), jnp.zeros(6), jnp.ones((6, 2)) / 3)
-    x, y = jax.random.normal(jax.random.key(1), (4, 3)), jnp.sin(jnp.arange(8.0)).reshape(4, 2)
+    w = (0.5 * normal(3, 6), jnp.zeros(6), jnp.full((6, 2), 1 / 3))
+    x, y = normal(4, 3, seed=1), np.sin(np.arange(8.0)).reshape(4, 2)
     f = linearize(dense, w)
     ntk_fn = empirical.empirical_ntk_fn(dense, ())
-    predict_fn = predict.gradient_descent_mse(ntk_fn(x, None, w), y, trace_axes=())
     step = 1e-3
-    slope = jax.jit(jax.grad(lambda p: 0.5 * jnp.mean((f(p, x) - y) ** 2)))
-    params = w
-    for _ in range(500):  # midpoint steps: the error is of the order of step^2
+    slope = jax.grad(lambda p: 0.5 * jnp.mean((f(p, x) - y) ** 2))
+
+    def midpoint(_, params):  # whose error is of the order of step^2
         half = jax.tree.map(lambda p, g: p - 0.5 * step * g, params, slope(params))
-        params = jax.tree.map(lambda p, g: p - step * g, params, slope(half))
-    expected = predict_fn(500 * step, dense(w, x))
-    np.testing.assert_allclose(f(params, x), expected, atol=1e-7)
+        return jax.tree.map(lambda p, g: p - step * g, params, slope(half))
+
+    @jax.jit
+    def trained_and_predicted(w):
+        predict_fn = predict.gradient_descent_mse(ntk_fn(x, None, w), y, trace_axes=())
+        trained = f(jax.lax.fori_loop(0, 500, midpoint, w), x)
+        return trained, predict_fn(500 * step, dense(w, x))
+
+    np.testing.assert_allclose(*trained_and_predicted(w), atol=1e-7)
 
 
 def test_kernels_differentiate_and_batch_over_parameters():
     w = (jnp.ones((3, 4)), jnp.zeros(4), jnp.ones((4, 2)))
-    x = jax.random.normal(jax.random.key(0), (2, 3))
+    x, step = normal(2, 3), 1e-5
     for way in WAYS[2:]:
-        fn = jax.jit(empirical.empirical_ntk_fn(dense, (), (), 0, way), static_argnums=1)
-        total = lambda x: fn(x, None, w).sum()  # noqa: B023, E731
-        step = 1e-5 * jnp.ones_like(x)
-        numeric = (total(x + step) - total(x - step)) / 2e-5
-        np.testing.assert_allclose(jax.grad(total)(x).sum(), numeric, rtol=1e-7)
-        seeds = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), w)
-        population = jax.vmap(lambda p: fn(x, None, p))(seeds)  # noqa: B023
-        np.testing.assert_allclose(population[0], fn(x, None, w), rtol=1e-10)
+        fn = empirical.empirical_ntk_fn(dense, (), (), 0, way)
+
+        @jax.jit
+        def slopes_and_population(x):
+            total = lambda x: fn(x, None, w).sum()  # noqa: B023, E731
+            numeric = (total(x + step) - total(x - step)) / (2 * step)
+            seeds = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), w)
+            population = jax.vmap(lambda p: fn(x, None, p))(seeds)  # noqa: B023
+            return jax.grad(total)(x).sum(), numeric, population[0], fn(x, None, w)  # noqa: B023
+
+        slope, numeric, first, alone = slopes_and_population(x)
+        np.testing.assert_allclose(slope, numeric, rtol=1e-7)
+        np.testing.assert_allclose(first, alone, rtol=1e-10)
 
 
 X, W = np.ones((3, 2)), np.ones((2, 4))

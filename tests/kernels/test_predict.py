@@ -1,4 +1,8 @@
-"""Predictions against neural-tangents 0.6.5, against scipy's integration, and in their limits."""
+"""Predictions against neural-tangents 0.6.5, against scipy's integration, and in their limits.
+
+Of each comparison one case is called as users do; the others put all their calls into one jax.jit,
+which compiles once what they would compile in dozens.
+"""
 
 from collections import namedtuple
 
@@ -76,23 +80,27 @@ def given(figures, case):
 )
 def test_mse_and_inference_are_those_of_neural_tangents(predicted, case, reg, absolute):
     y, f_train, f_test, k_dd, k_td, k_tt = given(predicted, case)
-    args = (reg, absolute, CASES[case])
-    fn, td, tag = (
-        predict.gradient_descent_mse(k_dd.ntk, y, 0.7, *args),
-        k_td.ntk,
-        f"{case}/mse/{reg}",
-    )
-    for name, t in TIMES.items():
-        assert_same(fn(t, f_train, f_test, td), predicted, f"{tag}/{name}/pair")
-        assert_same(fn(t, 0.0, 0.0, td), predicted, f"{tag}/{name}/default")
-        assert_same(fn(t, f_train), predicted, f"{tag}/{name}/train")
-        assert_same(fn(t, None, f_test, td), predicted, f"{tag}/{name}/test")
-    infer = predict.gp_inference(k_dd, y, *args)
+    args, tag = (reg, absolute, CASES[case]), f"{case}/mse/{reg}"
     gets = {g: g for g in ("nngp", "ntk", "ntkgp")} | {"both": ("ntk", "nngp"), "none": None}
-    for name, get in gets.items():
-        assert_same(infer(get, k_td), predicted, f"{tag}/gp/{name}/mean")
-        assert_same(infer(get, k_td, k_tt), predicted, f"{tag}/gp/{name}/cov")
-        assert_same(infer(get, None, True), predicted, f"{tag}/gp/{name}/train")
+
+    def answers(y, f_train, f_test, k_dd, k_td, k_tt):
+        fn, td = predict.gradient_descent_mse(k_dd.ntk, y, 0.7, *args), k_td.ntk
+        infer = predict.gp_inference(k_dd, y, *args)
+        found = {}
+        for name, t in TIMES.items():
+            found[f"{name}/pair"] = fn(t, f_train, f_test, td)
+            found[f"{name}/default"] = fn(t, 0.0, 0.0, td)
+            found[f"{name}/train"] = fn(t, f_train)
+            found[f"{name}/test"] = fn(t, None, f_test, td)
+        for name, get in gets.items():
+            found[f"gp/{name}/mean"] = infer(get, k_td)
+            found[f"gp/{name}/cov"] = infer(get, k_td, k_tt)
+            found[f"gp/{name}/train"] = infer(get, None, True)
+        return found
+
+    answers = answers if (case, reg) == ("logits", 0.0) else jax.jit(answers)
+    for name, found in answers(y, f_train, f_test, k_dd, k_td, k_tt).items():
+        assert_same(found, predicted, f"{tag}/{name}")
 
 
 @pytest.mark.usefixtures("x64")
@@ -101,19 +109,24 @@ def test_mse_and_inference_are_those_of_neural_tangents(predicted, case, reg, ab
 @pytest.mark.parametrize("momentum", [None, 0.0, 0.9])
 def test_any_loss_is_integrated_as_by_neural_tangents(predicted, case, loss, momentum):
     y, f_train, f_test, k_dd, k_td, _ = given(predicted, case)
-    fn = predict.gradient_descent(loss, k_dd.ntk, y, 0.5, momentum, CASES[case])
-    td, ts, tag = k_td.ntk, np.array([0.0, 0.3, 1.0, 5.0]), f"{case}/ode/{loss.__name__}/{momentum}"
+    ts, tag = np.array([0.0, 0.3, 1.0, 5.0]), f"{case}/ode/{loss.__name__}/{momentum}"
+
+    def answers(y, f_train, f_test, k_dd, td):
+        fn = predict.gradient_descent(loss, k_dd, y, 0.5, momentum, CASES[case])
+        found = {"pair": fn(ts, f_train, f_test, td)}
+        if loss is cross_entropy and case == "full":
+            found["scalar"] = fn(2.0, f_train, f_test, td)
+            found["train"] = fn(2.0)
+            found["test"] = fn(2.0, None, f_test, td)
+        if momentum != 0.0:
+            found["state"] = fn(1.0, predict.ODEState(f_train, f_test), None, td)
+            found["resumed"] = fn(ts.reshape(2, 2), found["state"], None, td)
+        return found
+
+    answers = answers if (case, momentum) == ("logits", None) else jax.jit(answers)
     # The same solver; its tolerance is 1.4e-8 and roundings may change a step.
-    assert_same(fn(ts, f_train, f_test, td), predicted, f"{tag}/pair", 1e-7)
-    if loss is cross_entropy and case == "full":
-        assert_same(fn(2.0, f_train, f_test, td), predicted, f"{tag}/scalar", 1e-7)
-        assert_same(fn(2.0), predicted, f"{tag}/train", 1e-7)
-        assert_same(fn(2.0, None, f_test, td), predicted, f"{tag}/test", 1e-7)
-    if momentum == 0.0:
-        return
-    state = fn(1.0, predict.ODEState(f_train, f_test), None, td)
-    assert_same(state, predicted, f"{tag}/state", 1e-7)
-    assert_same(fn(ts.reshape(2, 2), state, None, td), predicted, f"{tag}/resumed", 1e-7)
+    for name, found in answers(y, f_train, f_test, k_dd.ntk, k_td.ntk).items():
+        assert_same(found, predicted, f"{tag}/{name}", 1e-7)
 
 
 @pytest.mark.usefixtures("x64")
@@ -121,12 +134,20 @@ def test_any_loss_is_integrated_as_by_neural_tangents(predicted, case, loss, mom
 @pytest.mark.parametrize("time", TIMES)
 def test_ensembles_are_those_of_neural_tangents(predicted, reg, time):
     x, x_test, y = (predicted[f"ensemble/{k}"] for k in ("x", "x_test", "y"))
-    fn = predict.gradient_descent_mse_ensemble(kernel_fn, x, y, 0.5, reg, scale=1.5)
-    for name, get in {"nngp": "nngp", "ntk": "ntk", "both": ("ntk", "nngp"), "none": None}.items():
-        for where, points in (("train", None), ("test", x_test)):
-            tag = f"ensemble/{reg}/{time}/{name}/{where}"
-            assert_same(fn(TIMES[time], points, get), predicted, f"{tag}/mean")
-            assert_same(fn(TIMES[time], points, get, True), predicted, f"{tag}/cov")
+    gets = {"nngp": "nngp", "ntk": "ntk", "both": ("ntk", "nngp"), "none": None}
+
+    def answers(x, x_test, y):
+        fn = predict.gradient_descent_mse_ensemble(kernel_fn, x, y, 0.5, reg, scale=1.5)
+        found = {}
+        for name, get in gets.items():
+            for where, points in (("train", None), ("test", x_test)):
+                found[f"{name}/{where}/mean"] = fn(TIMES[time], points, get)
+                found[f"{name}/{where}/cov"] = fn(TIMES[time], points, get, True)
+        return found
+
+    answers = answers if (time, reg) == ("grid", 0.0) else jax.jit(answers)
+    for name, found in answers(x, x_test, y).items():
+        assert_same(found, predicted, f"ensemble/{reg}/{time}/{name}")
 
 
 @pytest.mark.usefixtures("x64")
@@ -134,7 +155,7 @@ def test_ensembles_are_those_of_neural_tangents(predicted, reg, time):
 def test_any_loss_follows_the_equation_as_scipy_integrates_it(momentum):
     kernel, y = random_kernel(7), np.random.default_rng(1).normal(size=(5, 1))
     k_dd, k_td, lr = kernel[:5, :5], kernel[5:, :5], 0.3
-    slope = jax.grad(lambda f: jnp.mean(jnp.log(jnp.cosh(f - y))))
+    slope = jax.jit(jax.grad(lambda f: jnp.mean(jnp.log(jnp.cosh(f - y)))))
 
     def right_hand_side(t, state):
         f, q = np.split(state, 2)
@@ -169,16 +190,20 @@ def test_closed_form_is_the_matrix_exponential():
 def test_infinite_time_is_the_limit_of_late_times():
     kernel, y = random_kernel(6), np.random.default_rng(1).normal(size=(4, 1))
     fn = predict.gradient_descent_mse(kernel[:4, :4], y)
-    for late in (np.inf, 1e9):
-        for a, b in zip(
-            fn(late, 0.0, 0.0, kernel[4:, :4]), fn(None, 0.0, 0.0, kernel[4:, :4]), strict=True
-        ):
-            np.testing.assert_allclose(a, b, atol=1e-10)
     ode = predict.gradient_descent(half_mse, kernel[:4, :4], y)
+
+    @jax.jit
+    def closed(k_td):
+        return [fn(t, 0.0, 0.0, k_td) for t in (np.inf, 1e9, None)], fn(1.0)
+
+    (*late, limit), early = closed(kernel[4:, :4])
+    for found in late:
+        for a, b in zip(found, limit, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-10)
     for t in (None, np.inf):
         np.testing.assert_allclose(ode(t), y, atol=1e-6)
     mixed = ode(np.array([1.0, np.inf]))
-    np.testing.assert_allclose(mixed, [fn(1.0), y], atol=1e-6)
+    np.testing.assert_allclose(mixed, [early, y], atol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")
@@ -261,10 +286,11 @@ def test_predictions_are_differentiable_by_kernel_and_regularisation():
         fn = predict.gradient_descent_mse(kernel[:4, :4], y, diag_reg=reg)
         return fn(t, 0.0, 0.0, kernel[4:, :4])[1].sum()
 
+    step, program = 1e-5, jax.jit(mean, static_argnums=1)
     for t in (None, 2.0):
-        step = 1e-5
-        numeric = (mean(0.1 + step, t) - mean(0.1 - step, t)) / (2 * step)
-        np.testing.assert_allclose(jax.grad(mean)(0.1, t), numeric, rtol=1e-7)
+        numeric = (program(0.1 + step, t) - program(0.1 - step, t)) / (2 * step)
+        slope = jax.jit(jax.grad(mean), static_argnums=1)(0.1, t)
+        np.testing.assert_allclose(slope, numeric, rtol=1e-7)
 
 
 def test_vmap_over_kernels_is_a_loop():
@@ -275,7 +301,7 @@ def test_vmap_over_kernels_is_a_loop():
         return predict.gradient_descent_mse(kernel, y)(None, 0.0, 0.0, kernel)[1]
 
     loop = jnp.stack([test_outputs(k) for k in kernels])
-    np.testing.assert_allclose(jax.vmap(test_outputs)(kernels), loop, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(jax.vmap(test_outputs))(kernels), loop, atol=1e-4)
 
 
 def test_state_is_a_pytree_with_the_fields_of_the_original():

@@ -1,4 +1,9 @@
-"""What must hold of every kernel, whoever computes it: symmetries, masks, positive definiteness."""
+"""What must hold of every kernel, whoever computes it: symmetries, masks, positive definiteness.
+
+Kernels are mostly computed inside one jax.jit: eager layers compile each of their operations.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -65,20 +70,34 @@ def test_batches_exchanged_transpose_the_kernel(name, x64):
 )
 def test_masked_input_equals_the_shorter_input(layers, pads, mask_constant, x64):
     """SAME padding puts zeros where the mask does: 4 of 7 positions equal 4 of 4."""
-    net = stax.serial(*layers)
+    kernel_fn = stax.serial(*layers)[2]
     short1, short2 = normal(1, 4, 2), normal(1, 5, 2, seed=1)
     start = 1 if pads == "both" else 0
     x1, x2 = np.full((2, 1, 7, 2), mask_constant)
     x1[:, start : start + 4], x2[:, start : start + 5] = short1, short2
-    kernels = net[2](x1, x2, ("nngp", "ntk", "cov1", "cov2"), mask_constant=mask_constant)
-    for short, own in ((short1, kernels.cov1), (short2, kernels.cov2)):
-        np.testing.assert_allclose(own, net[2](short, None, "cov1"), rtol=1e-12)
-    both = net[2](np.concatenate([x1, x2]), None, ("nngp", "ntk"), mask_constant=mask_constant)
+
+    @jax.jit
+    def masked(x1, x2):
+        return (
+            kernel_fn(x1, x2, ("nngp", "ntk", "cov1", "cov2"), mask_constant=mask_constant),
+            kernel_fn(
+                jnp.concatenate([x1, x2]), None, ("nngp", "ntk"), mask_constant=mask_constant
+            ),
+        )
+
+    @jax.jit
+    def alone(short1, short2):
+        want = kernel_fn(short1, None, ("nngp", "ntk", "cov1"))
+        return want, kernel_fn(short2, None, "cov1")
+
+    kernels, both = masked(x1, x2)
+    want, second = alone(short1, short2)
+    np.testing.assert_allclose(kernels.cov1, want.cov1, rtol=1e-12)
+    np.testing.assert_allclose(kernels.cov2, second, rtol=1e-12)
     for k, cross in zip(both, kernels, strict=False):
         np.testing.assert_allclose(k[:1, 1:], cross, rtol=1e-12)
-    want = net[2](short1, None, ("nngp", "ntk"))
-    for k, alone in zip(both, want, strict=True):
-        np.testing.assert_allclose(k[0, 0], alone[0, 0], rtol=1e-12)
+    for k, short in zip(both, (want.nngp, want.ntk), strict=True):
+        np.testing.assert_allclose(k[0, 0], short[0, 0], rtol=1e-12)
 
 
 def test_circular_network_with_global_pooling_ignores_shifts(x64):
@@ -122,21 +141,25 @@ def test_permuted_pixels_do_not_matter_to_a_flattened_fully_connected_network(x6
         np.testing.assert_allclose(moved, k, rtol=1e-12)
 
 
+@functools.cache
+def flattened(**kwargs):
+    kernel_fn = stax.serial(conv(), RELU, stax.Flatten(), DENSE)[2]
+    x1, x2 = normal(2, 5, 2), normal(3, 5, 2, seed=1)
+    return jax.jit(lambda x1, x2: kernel_fn(x1, x2, **kwargs))(x1, x2)
+
+
 @pytest.mark.parametrize("diagonal", [True, False])
 def test_pooling_after_flattening_needs_no_more_than_equal_positions(diagonal, x64):
-    net = stax.serial(conv(), RELU, stax.Flatten(), DENSE)
-    x1, x2 = normal(2, 5, 2), normal(3, 5, 2, seed=1)
-    k = net[2](x1, x2, diagonal_spatial=diagonal)
-    full = net[2](x1, x2, diagonal_batch=False)
+    k, full = flattened(diagonal_spatial=diagonal), flattened(diagonal_batch=False)
     np.testing.assert_allclose(k.ntk, full.ntk, rtol=1e-12)
-    np.testing.assert_allclose(k.cov1, jnp.diagonal(full.cov1), rtol=1e-12)
+    np.testing.assert_allclose(k.cov1, np.diagonal(full.cov1), rtol=1e-12)
 
 
 def test_a_kernel_fed_again_goes_on_where_it_stopped(x64):
     first, second = stax.serial(conv(), RELU, conv()), stax.serial(stax.Erf(), GAP, DENSE)
     x1, x2 = normal(2, 5, 2), normal(3, 5, 2, seed=1)
-    whole = stax.serial(first, second)[2](x1, x2)
-    halves = second[2](first[2](x1, x2))
+    whole = jax.jit(stax.serial(first, second)[2])(x1, x2)
+    halves = jax.jit(second[2])(jax.jit(first[2])(x1, x2))
     assert (halves.shape1, halves.is_gaussian) == (whole.shape1, whole.is_gaussian)
     np.testing.assert_allclose(halves.nngp, whole.nngp, rtol=1e-13)
     np.testing.assert_allclose(halves.ntk, whole.ntk, rtol=1e-13)

@@ -11,12 +11,17 @@ import pytest
 from poster_jax.core import models
 from poster_jax.finite_width import feynman
 
+NETWORK = feynman.deep_network(jnp.tanh, depth=2, input_dim=2)
+
+# One program for the tests that ask for every order.
+hierarchy = jax.jit(feynman.hierarchy, static_argnums=0)
+
 
 @pytest.fixture
-def network(x64, key):
-    init_fn, apply_fn = feynman.deep_network(jnp.tanh, depth=2, input_dim=2)
-    x = jax.random.normal(jax.random.key(1), (3, 2))
-    return apply_fn, init_fn(key, 4), x
+def network(x64):
+    rng = np.random.default_rng(1)
+    params = [rng.normal(size=shape) for shape in ((2, 4), (4, 4), (4,))]
+    return NETWORK.apply_fn, jax.tree.map(jnp.asarray, params), jnp.asarray(rng.normal(size=(3, 2)))
 
 
 def test_equals_contracted_tensors(network):
@@ -26,7 +31,8 @@ def test_equals_contracted_tensors(network):
     def f(flat):
         return apply_fn(unravel(flat), x)
 
-    g, h, t = (np.asarray(fn(flat)) for fn in (jax.jacfwd(f), jax.hessian(f), _third(f)))
+    derivatives = jax.jit(lambda flat: (jax.jacfwd(f)(flat), jax.hessian(f)(flat), _third(f)(flat)))
+    g, h, t = map(np.asarray, derivatives(flat))
     hg = np.einsum("ipq,jq->ijp", h, g)
     o3 = np.einsum("ikp,jp->ijk", hg, g) + np.einsum("jkp,ip->ijk", hg, g)
     # d_l of (H_i g_k) . g_j, each factor in turn; and the same with i and j exchanged.
@@ -36,7 +42,7 @@ def test_equals_contracted_tensors(network):
         + np.einsum("ikp,jlp->ijkl", hg, hg)
     )
     o4 = half + half.transpose(1, 0, 2, 3)
-    found = feynman.hierarchy(apply_fn, params, x)
+    found = hierarchy(apply_fn, params, x)
     for ours, wanted in zip(found, (f(flat), g @ g.T, o3, o4), strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=1e-10, atol=1e-12)
 
@@ -48,25 +54,27 @@ def _third(f):
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_arrays_hold_the_functions_of_inputs(network, order):
     apply_fn, params, x = network
-    array = feynman.hierarchy(apply_fn, params, x)[order - 1]
+    array = np.asarray(hierarchy(apply_fn, params, x)[order - 1])
     operator = jax.jit(feynman.hierarchy_fn(apply_fn, order=order))
     places = list(itertools.product(range(3), repeat=order))[:: 2 * order - 1]
+    points = np.asarray(x)
     for place in places:
-        wanted = operator(params, *(x[k] for k in place))
+        wanted = operator(params, *(points[k] for k in place))
         np.testing.assert_allclose(array[place], wanted, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_each_order_is_the_motion_of_the_one_before(network, order):
     apply_fn, params, x = network
-    residual = jnp.array([0.3, -1.0, 0.5])
+    residual = np.array([0.3, -1.0, 0.5])
+    slope = jax.jit(jax.grad(lambda p: residual @ apply_fn(p, x)))(params)
 
-    def moved(time):
-        loss = lambda p: residual @ apply_fn(p, x)  # noqa: E731
-        return jax.tree.map(lambda p, g: p - time * g, params, jax.grad(loss)(params))
+    def at(time):
+        moved = [np.asarray(p) - time * np.asarray(g) for p, g in zip(params, slope, strict=True)]
+        return [np.asarray(array) for array in hierarchy(apply_fn, moved, x)]
 
-    low, high = (feynman.hierarchy(apply_fn, moved(s * 1e-5), x)[order - 1] for s in (-1, 1))
-    wanted = -feynman.hierarchy(apply_fn, params, x)[order] @ residual
+    low, high = (at(s * 1e-5)[order - 1] for s in (-1, 1))
+    wanted = -at(0.0)[order] @ residual
     # The central difference is off by (1e-5)^2 times a third derivative.
     np.testing.assert_allclose((high - low) / 2e-5, wanted, rtol=1e-6, atol=1e-8)
 

@@ -29,7 +29,30 @@ SPECS = [
 ]
 
 
-def materialised(c, f, flat, inputs):
+SMALL = feynman.deep_network(jnp.tanh, depth=2, input_dim=2)
+
+
+def draw_small(key, width):
+    """Drawn in float64: float32's draws differ in the last digit between compilations."""
+    shapes = [(2, width), (width, width), (width,)]
+    return [jax.random.normal(jax.random.fold_in(key, k), s) for k, s in enumerate(shapes)]
+
+
+@functools.cache
+def tensor_fn(order):
+    """The derivatives of that order in all parameters: one program for every test."""
+
+    def fn(params, x):
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        derivative = lambda flat: SMALL.apply_fn(unravel(flat), x[None])[0]  # noqa: E731
+        for _ in range(order):
+            derivative = jax.jacfwd(derivative)
+        return derivative(flat)
+
+    return jax.jit(fn)
+
+
+def materialised(c, params, inputs):
     """All tensors in full, contracted by einsum."""
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     names = [""] * c.num_tensors
@@ -37,44 +60,30 @@ def materialised(c, f, flat, inputs):
         letter = next(letters)
         names[i] += letter
         names[j] += letter
-    tensors = []
-    for name, order in zip(c.inputs, c.orders, strict=True):
-        fn = functools.partial(f, x=inputs[name])
-        for _ in range(order):
-            fn = jax.jacfwd(fn)
-        tensors.append(np.asarray(jax.jit(fn)(flat)))
+    tensors = [
+        np.asarray(tensor_fn(order)(params, inputs[name]))
+        for name, order in zip(c.inputs, c.orders, strict=True)
+    ]
     return np.einsum(",".join(names) + "->", *tensors, optimize=True)
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_network_s_value_is_that_of_its_tensors(spec, x64, key):
     c = correlator(spec)
-    apply_fn = feynman.deep_network(jnp.tanh, depth=2, input_dim=2).apply_fn
-
-    def init_fn(key, width):
-        """Drawn in float64: float32's draws differ in the last digit between compilations."""
-        shapes = [(2, width), (width, width), (width,)]
-        return [jax.random.normal(jax.random.fold_in(key, k), s) for k, s in enumerate(shapes)]
-
-    inputs = {"a": jnp.array([0.6, 0.8]), "b": jnp.array([1.0, -0.3]), "c": jnp.array([0.1, 0.7])}
+    inputs = {"a": np.array([0.6, 0.8]), "b": np.array([1.0, -0.3]), "c": np.array([0.1, 0.7])}
     found = feynman.measure(
-        c, init_fn, apply_fn, inputs, key, widths=[2], num_networks=3, loops="exact"
+        c, draw_small, SMALL.apply_fn, inputs, key, widths=[2], num_networks=3, loops="exact"
     )
     keys = jax.random.split(jax.random.fold_in(key, 0), 3)
 
     def drawn(one):
         """The network that was measured: its key is split where there are loops."""
-        params = init_fn(one, 2), init_fn(jax.random.split(one)[0], 2)
+        params = draw_small(one, 2), draw_small(jax.random.split(one)[0], 2)
         return params[len(c.contractions) >= c.num_tensors - len(c.cluster_graph().clusters) + 1]
 
     for row, one in zip(found.samples[0], keys, strict=True):
-        flat, unravel = jax.flatten_util.ravel_pytree(drawn(one))
-
-        def f(flat, x, unravel=unravel):
-            return apply_fn(unravel(flat), x[None])[0]
-
         # Rounding of some 100 products, relative to the value.
-        wanted = materialised(c, f, flat, inputs)
+        wanted = materialised(c, drawn(one), inputs)
         np.testing.assert_allclose(np.prod(row), wanted, rtol=1e-10, atol=1e-13)
 
 

@@ -42,14 +42,16 @@ test: $(VENV)/.dev ## all tests but the slow ones
 	$(py) -m pytest -n $(workers) --dist loadfile
 	POSTER_JAX_TYPECHECK=0 $(py) -m pytest -n $(workers) --dist loadfile -m 'bad_input and not slow' tests
 
-slow: $(VENV)/.dev ## the tests that take minutes
-	$(py) -m pytest -n $(workers) --dist loadfile -m slow tests
+slow: $(VENV)/.dev ## the tests that take minutes, compiled as users compile
+	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadfile -m slow tests
 
-# What rests on the order of floating point operations: all but models, data, training, checkpoints.
-numerical = tests/curvature tests/flatness tests/gradient_noise/test_normality.py \
-	$(patsubst %,tests/core/test_%.py,batching convolution convolution_transforms linalg losses pooling)
+# Quick tests whose outcome rests on the order of floating point operations, against other sources.
+numerical = tests/gradient_noise/test_normality.py \
+	$(patsubst %,tests/core/test_%.py,batching convolution convolution_transforms linalg losses pooling) \
+	$(patsubst %,tests/curvature/test_%.py,density eigenpairs operator peers traces) \
+	$(patsubst %,tests/flatness/test_%.py,comparison invariance reference)
 
-optimised: $(VENV)/.dev ## the numerical tests once more, compiled as users compile (the others compile faster)
+optimised: $(VENV)/.dev ## those once more, compiled as users compile (all quick tests compile faster)
 	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadfile $(numerical)
 
 posters: $(VENV)/.runtime ## every poster at a preset (preset=laptop), and the table of claims

@@ -18,6 +18,7 @@ if os.environ.get("POSTER_JAX_OPTIMISE", "0") == "0":
     flags.append("--xla_backend_optimization_level=0")
     if jaxlib_version < (0, 11):  # halves what is left; later versions do not know it
         flags.append("--xla_cpu_use_fusion_emitters=false")
+        flags.append("--xla_cpu_parallel_codegen_split_count=1")  # the cores have their workers
 os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ.setdefault("MPLBACKEND", "agg")
 # Workers side by side: NumPy's threads would wait for each other's cores, up to ten times as long.

@@ -40,7 +40,12 @@ def _moments(density):
     return (density.weights * density.nodes**powers).sum(-1)
 
 
-@pytest.fixture(params=QUESTIONS)
+QUICK = ("trace", "xtrace", "top_eigenpairs", "spectral_density")
+
+
+@pytest.fixture(
+    params=[q if q in QUICK else pytest.param(q, marks=pytest.mark.slow) for q in QUESTIONS]
+)
 def question(request):
     return QUESTIONS[request.param]
 

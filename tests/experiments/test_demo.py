@@ -89,7 +89,8 @@ def test_a_second_run_reads_the_trained_networks_and_gives_the_same_page(workdir
 @pytest.mark.parametrize("name", FAMILIES)
 def test_networks_of_any_width_are_the_modules_and_learn_at_one_rate(name):
     """In their units the kernel df.df has one mean at every width, up to 1/n."""
-    family, x = FAMILIES[name], np.random.default_rng(0).normal(size=(8, 8, 1)).astype(np.float32)
+    family = FAMILIES[name]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8, 1)), jnp.float32)
     init_fn, apply_fn = scaled(family.module, x)
     model = models.from_linen(family.module(family.own))
     key = jax.random.key(0)

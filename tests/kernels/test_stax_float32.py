@@ -64,10 +64,20 @@ DEEP = {
     "chaotic erf": (stax.Erf(), 2.0, 0.2, (100,)),
 }
 CASES = [(name, depth) for name, (*_, depths) in DEEP.items() for depth in depths]
+QUICK_CASES = [
+    ("relu", 3), ("relu", 100), ("leaky", 1), ("abs", 100), ("erf", 3), ("gelu", 3),
+    ("gaussian", 1), ("sin", 3), ("chaotic erf", 100),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "depth"), CASES)
-def test_deep_networks_on_hard_inputs(name, depth):
+def others_slow(cases, quick):
+    """Each case compiles large programs; those that are not quick run with the slow tests."""
+    return [pytest.param(c, marks=() if c in quick else pytest.mark.slow, id=str(c)) for c in cases]
+
+
+@pytest.mark.parametrize("case", others_slow(CASES, QUICK_CASES))
+def test_deep_networks_on_hard_inputs(case):
+    name, depth = case
     phi, W_std, b_std, _ = DEEP[name]
     x = hard_inputs()
     net = mlp(phi, depth, W_std, b_std)
@@ -114,7 +124,10 @@ SMOOTH = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SMOOTH)
+QUICK_SMOOTH = ("erf", "gelu", "sin", "polynomial", "square of relu", "sign")
+
+
+@pytest.mark.parametrize("name", others_slow(SMOOTH, QUICK_SMOOTH))
 def test_a_rectifier_behind_another_nonlinearity(name):
     """The rectifier's slope is the angle, so that the gap itself has to pass the layer before it.
 

@@ -31,7 +31,11 @@ def entries(phi, W_std, b_std, x1, x2):
     return jnp.stack([jnp.sum(jnp.sin(k.nngp)), jnp.sum(jnp.sin(k.ntk))])
 
 
-@pytest.mark.parametrize("name", PHIS)
+QUICK = ("relu", "abs", "rectified2", "erf", "gelu", "numerical", "layer norm")
+NAMES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PHIS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("second", [False, True], ids=["one batch", "x1 = x2"])
 def test_gradients_are_finite_at_equal_opposite_and_zero_inputs(name, second):
     def total(W_std, b_std, x):
@@ -52,7 +56,7 @@ def slopes(fn):
     return program(0.0)[1], (8 * (up - down) - (up2 - down2)) / (12 * h)
 
 
-@pytest.mark.parametrize("name", PHIS)
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_equal_finite_differences(name, x64):
     rng = np.random.default_rng(0)
     x1, x2 = rng.normal(size=(3, 4)), rng.normal(size=(2, 4))
@@ -66,7 +70,7 @@ def test_gradients_equal_finite_differences(name, x64):
     np.testing.assert_allclose(*slopes(along), rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", PHIS)
+@pytest.mark.parametrize("name", NAMES)
 def test_second_derivatives_are_those_of_the_gradient(name, x64):
     rng = np.random.default_rng(1)
     x1, x2, d1, d2 = rng.normal(size=(4, 3, 4))

@@ -9,6 +9,7 @@ $$C = n^{-m/2} \sum_P n (n-1) \cdots (n - |P| + 1) \prod_{B \in P}
 over partitions P of the clusters. Each contraction acts on V or on u; on u it brings x_i . x_j.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -18,7 +19,6 @@ from operator import mul
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from poster_jax.core.checks import check_callable, check_count
@@ -101,6 +101,14 @@ def _falling(count: int, half: int) -> Polynomial:
     )
 
 
+@functools.lru_cache(maxsize=128)
+def _derivative(activation: Callable, order: int) -> Callable:
+    """At (inputs, nodes), compiled once for all correlators."""
+    for _ in range(order):
+        activation = jax.grad(activation)
+    return jax.jit(jax.vmap(jax.vmap(activation)))
+
+
 class _Neuron:
     """Means over the weights (V, u) of one neuron, by Gaussian quadrature over u . x."""
 
@@ -116,11 +124,10 @@ class _Neuron:
             values, self.weights = gaussian_rule(
                 gram, num_nodes=num_nodes, kink=has_kink(activation)
             )
-            derivative, self.derivatives = activation, []
-            for order in range(max(correlator.orders) + 1):
-                derivative = jax.grad(derivative) if order else derivative
-                at_nodes = jax.jit(jax.vmap(jax.vmap(derivative)))(jnp.asarray(values))
-                self.derivatives.append(np.asarray(at_nodes, np.float64))
+            self.derivatives = [
+                np.asarray(_derivative(activation, order)(values), np.float64)
+                for order in range(max(correlator.orders) + 1)
+            ]
 
     def mean(self, tensors: tuple[int, ...]) -> float:
         """E of the product of some whole clusters, all on this neuron."""

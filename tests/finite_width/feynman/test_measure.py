@@ -67,7 +67,12 @@ def materialised(c, params, inputs):
     return np.einsum(",".join(names) + "->", *tensors, optimize=True)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+QUICK = SPECS[:3] + SPECS[4:5] + SPECS[6:7] + SPECS[9:10]
+
+
+@pytest.mark.parametrize(
+    "spec", [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in SPECS]
+)
 def test_a_network_s_value_is_that_of_its_tensors(spec, x64, key):
     c = correlator(spec)
     inputs = {"a": np.array([0.6, 0.8]), "b": np.array([1.0, -0.3]), "c": np.array([0.1, 0.7])}

@@ -42,8 +42,13 @@ test: $(VENV)/.dev ## all tests but the slow ones
 	$(py) -m pytest -n $(workers) --dist loadfile
 	POSTER_JAX_TYPECHECK=0 $(py) -m pytest -n $(workers) --dist loadfile -m 'bad_input and not slow' tests
 
-slow: $(VENV)/.dev ## the tests that take minutes, compiled as users compile
-	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadfile -m slow tests
+# Those of the library as users compile; experiments, notebooks, pages and the kernels' figures, each
+# of them a program of its own, as the quick tests do, which is faster.
+rooms = $(patsubst %,tests/%,core curvature flatness finite_width gradient_noise kernels)
+programs = tests/experiments tests/house tests/kernels/test_stax_figures.py
+slow: $(VENV)/.dev ## the tests that take minutes
+	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadfile -m slow $(rooms) --ignore=$(lastword $(programs))
+	$(py) -m pytest -n $(workers) --dist loadfile -m slow $(programs)
 
 # Quick tests whose outcome rests on the order of floating point operations, against other sources.
 numerical = tests/gradient_noise/test_normality.py \

@@ -23,8 +23,7 @@ from kernel_networks import networks, summary  # noqa: E402
 FIGURES = np.load(ORACLES / "kernel_figures.npz")
 with jax.enable_x64(True):
     NETWORKS = networks(stax)
-# Few run at once, all of them in the slow run. The few are compiled whole; of so many as in the
-# slow run the operations repeat, and these are called one by one as users do.
+# Few run at once, all of them in the slow run. Each is compiled whole, which is faster.
 EVERY = 25
 
 
@@ -34,21 +33,19 @@ def _cases():
         name, case, index, field = key.rsplit("/", 3)
         wanted.setdefault((name, case), {})[f"{index}/{field}"] = key
     for i, ((name, case), fields) in enumerate(sorted(wanted.items())):
-        quick = i % EVERY == 0
-        marks = () if quick else pytest.mark.slow
-        yield pytest.param(name, case, fields, quick, id=f"{name}/{case}", marks=marks)
+        marks = () if i % EVERY == 0 else pytest.mark.slow
+        yield pytest.param(name, case, fields, id=f"{name}/{case}", marks=marks)
 
 
-@pytest.mark.parametrize(("name", "case", "fields", "compiled"), _cases())
+@pytest.mark.parametrize(("name", "case", "fields"), _cases())
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_kernel_equals_the_original(name, case, fields, compiled):
+def test_kernel_equals_the_original(name, case, fields):
     net, (x1, x2), kwargs = NETWORKS[name]
     if case == "self":
         x2 = None
         kwargs = {k: (v[0], v[0]) if k == "pattern" else v for k, v in kwargs.items()}
     with jax.enable_x64(True):
-        kernel_fn = functools.partial(net[2], **kwargs)
-        kernels = (jax.jit(kernel_fn) if compiled else kernel_fn)(x1, x2)
+        kernels = jax.jit(functools.partial(net[2], **kwargs))(x1, x2)
         kernels = kernels if isinstance(kernels, list | tuple) else [kernels]
         for place, key in fields.items():
             index, field = place.split("/")

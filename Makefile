@@ -52,8 +52,8 @@ slow: $(VENV)/.dev ## the tests that take minutes
 
 # Quick tests whose outcome rests on the order of floating point operations, against other sources.
 numerical = tests/gradient_noise/test_normality.py \
-	$(patsubst %,tests/core/test_%.py,batching convolution convolution_transforms linalg losses pooling) \
-	$(patsubst %,tests/curvature/test_%.py,density eigenpairs operator peers traces) \
+	$(patsubst %,tests/core/test_%.py,convolution linalg losses pooling) \
+	$(patsubst %,tests/curvature/test_%.py,density operator peers traces) \
 	$(patsubst %,tests/flatness/test_%.py,comparison invariance reference)
 
 optimised: $(VENV)/.dev ## those once more, compiled as users compile (all quick tests compile faster)
@@ -99,7 +99,7 @@ wheel: $(VENV)/.dev ## build the wheel and import it in a clean environment
 	$(py) -m build --wheel --outdir dist . >/dev/null
 	$(PYTHON) -m venv build/wheel-check
 	build/wheel-check/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(lock) dist/*.whl
-	cd build && wheel-check/bin/python -c "import poster_jax, poster_jax.curvature, poster_jax.flatness, poster_jax.gradient_noise; from poster_jax.kernels import stax; print('wheel', poster_jax.__version__, 'imports from', poster_jax.__path__[0])"
+	cd build && wheel-check/bin/python -c "import poster_jax, poster_jax.curvature, poster_jax.flatness, poster_jax.gradient_noise; from poster_jax.finite_width import feynman, nongaussian; from poster_jax.kernels import stax; print('wheel', poster_jax.__version__, 'imports from', poster_jax.__path__[0])"
 	rm -rf build/wheel-check
 
 lock: ## write locks/ again from the newest versions of this Python

@@ -5,6 +5,7 @@ sides can take turns: the machine is then equally busy for both, and the ratio o
 where single timings do not.
 """
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -29,13 +30,16 @@ class Peer:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
+            self._process.stdin.close()
         self._process.wait(timeout=60)
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """The answer; its "seconds" are those of the work, without the transfer."""
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the peer ended at {request}: see its message above")
         return json.loads(line)

@@ -2,7 +2,7 @@
 
     python -m experiments.demo --workdir=out/demo
 
-takes about a minute on two cores and writes `out/demo/index.html`. Its sections stand in
+takes about two minutes on two cores and writes `out/demo/index.html`. Its sections stand in
 `experiments/portrait`; a new room adds its own there.
 """
 

@@ -45,9 +45,10 @@ test: $(VENV)/.dev ## all tests but the slow ones
 # Those of the library as users compile; experiments, notebooks, pages and the kernels' figures, each
 # of them a program of its own, as the quick tests do, which is faster.
 rooms = $(patsubst %,tests/%,core curvature flatness finite_width gradient_noise kernels)
-programs = tests/experiments tests/house tests/kernels/test_stax_figures.py
+figures = tests/kernels/test_stax_figures.py
+programs = tests/experiments tests/house $(figures)
 slow: $(VENV)/.dev ## the tests that take minutes
-	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadfile -m slow $(rooms) --ignore=$(lastword $(programs))
+	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadfile -m slow $(rooms) --ignore=$(figures)
 	$(py) -m pytest -n $(workers) --dist loadfile -m slow $(programs)
 
 # Quick tests whose outcome rests on the order of floating point operations, against other sources.
@@ -56,7 +57,7 @@ numerical = tests/gradient_noise/test_normality.py \
 	$(patsubst %,tests/curvature/test_%.py,density operator peers traces) \
 	$(patsubst %,tests/flatness/test_%.py,comparison invariance reference)
 
-optimised: $(VENV)/.dev ## those once more, compiled as users compile (all quick tests compile faster)
+optimised: $(VENV)/.dev ## the numerical quick tests once more, compiled as users compile
 	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadfile $(numerical)
 
 posters: $(VENV)/.runtime ## every poster at a preset (preset=laptop), and the table of claims

@@ -24,17 +24,22 @@ class Family(NamedTuple):
       module: `module(n)`, its Flax module.
       widths: n, the subject's among them.
       own: the n that gives the subject.
+      layer: the layer that has n outputs.
     """
 
     module: Callable[[int], Any]
     widths: tuple[int, ...]
     own: int
+    layer: str
 
 
 FAMILIES = {
-    "MLP": Family(lambda n: models.MLP((2 * n, n, 10)), (12, 24, 48, 96, 192), 48),
+    "MLP": Family(lambda n: models.MLP((2 * n, n, 10)), (12, 24, 48, 96, 192), 48, "Dense_1"),
     "CNN": Family(
-        lambda n: models.CNN(features=(n, 2 * n, 2 * n), strides=(1, 2, 1)), (4, 8, 16, 32), 16
+        lambda n: models.CNN(features=(n, 2 * n, 2 * n), strides=(1, 2, 1)),
+        (4, 8, 16, 32),
+        16,
+        "Conv_0",
     ),
 }
 CORRELATORS = {
@@ -79,7 +84,7 @@ def width_section(run: Run, subjects: Sequence[Subject]) -> report.Section:
     return report.Section("Width", text, numbers=numbers, pictures=pictures)
 
 
-def scaled(module: Callable[[int], Any], x: Any) -> feynman.WidthNetwork:
+def scaled(family: Family, x: Any) -> feynman.WidthNetwork:
     """The module's first output, with kernels in units of their standard deviation and no biases.
 
     In these units a step of gradient descent moves the output equally far at every width, so that
@@ -89,12 +94,12 @@ def scaled(module: Callable[[int], Any], x: Any) -> feynman.WidthNetwork:
 
     def init_fn(key: Any, width: int) -> Any:
         def init(key: Any) -> Any:
-            return models.from_linen(module(width)).init(key, x[None])
+            return models.from_linen(family.module(width)).init(key, x[None])
 
         return standard_normal(_kernels(jax.eval_shape(init, key)), key)
 
     def apply_fn(kernels: Any, x: Any) -> Any:
-        width = kernels["Conv_0" if "Conv_0" in kernels else "Dense_1"].shape[-1]
+        width = kernels[family.layer].shape[-1]
         params = {
             layer: {
                 "kernel": kernel * kernel[..., 0].size ** -0.5,
@@ -102,7 +107,7 @@ def scaled(module: Callable[[int], Any], x: Any) -> feynman.WidthNetwork:
             }
             for layer, kernel in kernels.items()
         }
-        return models.from_linen(module(width)).apply_fn(params, x)[:, 0]
+        return models.from_linen(family.module(width)).apply_fn(params, x)[:, 0]
 
     return feynman.WidthNetwork(init_fn, with_fast_convolutions(apply_fn))
 
@@ -116,7 +121,7 @@ def _measure(run: Run, subject: Subject, key: Any) -> dict[str, feynman.Measurem
     with jax.enable_x64(True):
         found = feynman.measure_all(
             list(CORRELATORS.values()),
-            *scaled(family.module, digit),
+            *scaled(family, digit),
             {"x": digit},
             key,
             widths=family.widths,
@@ -158,11 +163,15 @@ def _numbers(
     own = family.widths.index(family.own)
     spread = 100 * float(ratios["variance of the kernel, relative"][own]) ** 0.5
     motion = 100 * float(ratios["motion of the kernel, relative"][own])
+    of_spread, of_motion = _relative_errors(
+        measured["kernel"].samples[own].prod(axis=1), measured["motion"].samples[own].prod(axis=1)
+    )
     numbers = [
         report.number(
             f"{name}: the kernel from one draw of the weights to the next",
             spread,
             f"Its standard deviation over its mean at n = {family.own}.",
+            stderr=spread * of_spread,
             unit="%",
         ),
         report.number(
@@ -170,6 +179,7 @@ def _numbers(
             motion,
             "By how much of itself the kernel moves while gradient descent takes an output to 0, "
             "to first order.",
+            stderr=motion * of_motion,
             unit="%",
         ),
     ]
@@ -181,6 +191,15 @@ def _numbers(
         )
         for short, what in EXPONENTS.items()
     ]
+
+
+def _relative_errors(kernel: Any, motion: Any) -> tuple[float, float]:
+    """Standard errors of std(K) / E K and of E M / (E K)^2 over themselves (delta method)."""
+    off = kernel / kernel.mean() - 1
+    of_spread = 0.5 * off**2 / np.mean(off**2) - off
+    of_motion = motion / motion.mean() - 2 * off
+    root = len(kernel) ** 0.5
+    return float(np.std(of_spread) / root), float(np.std(of_motion) / root)
 
 
 def _with_interval(fit: feynman.Exponent) -> str:

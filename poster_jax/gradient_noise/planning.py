@@ -40,9 +40,9 @@ DRAW = {"gaussian": 2000.0, "rademacher": 50.0}
 FEW = 8
 
 
-# Gradients of single examples below which kernels of networks run too short, even where more no
-# longer fit the cache: 256 at once take 0.8 of the time of some 30, for the CNN of 66 k parameters
-# and for ResNet-8 (two CPU cores).
+# Gradients of single examples below which a network's operations are too short, even where more
+# no longer fit the cache: 256 at once take 0.8 of the time of some 30, for the CNN of 66 k
+# parameters and for ResNet-8 (two CPU cores).
 FULL = 256
 # Numbers of gradients or activations that are held at once at most (256 MB of float32).
 MOST = 2**26

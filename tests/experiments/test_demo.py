@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.portrait.width import FAMILIES, scaled
+from experiments.portrait.width import FAMILIES, _relative_errors, scaled
 from poster_jax.core import models
 
 
@@ -91,7 +91,7 @@ def test_networks_of_any_width_are_the_modules_and_learn_at_one_rate(name):
     """In their units the kernel df.df has one mean at every width, up to 1/n."""
     family = FAMILIES[name]
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8, 1)), jnp.float32)
-    init_fn, apply_fn = scaled(family.module, x)
+    init_fn, apply_fn = scaled(family, x)
     model = models.from_linen(family.module(family.own))
     key = jax.random.key(0)
     params = model.init(key, x[None])
@@ -113,3 +113,14 @@ def test_networks_of_any_width_are_the_modules_and_learn_at_one_rate(name):
         for width in (family.widths[0], family.own)
     )
     assert abs(few.mean() / many.mean() - 1) < 0.2
+
+
+def test_errors_of_the_ratios_are_the_spread_of_repeated_ones():
+    rng = np.random.default_rng(0)
+    kernel = rng.gamma(9.0, size=(2000, 300))
+    motion = kernel * (1 + 0.5 * rng.normal(size=kernel.shape))
+    spread = kernel.std(1) / kernel.mean(1)
+    moved = motion.mean(1) / kernel.mean(1) ** 2
+    wants = [np.std(ratio) / np.mean(ratio) for ratio in (spread, moved)]
+    found = np.mean([_relative_errors(*pair) for pair in zip(kernel, motion, strict=True)], axis=0)
+    np.testing.assert_allclose(found, wants, rtol=0.1)

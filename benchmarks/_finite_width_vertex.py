@@ -1,4 +1,4 @@
-"""The row of `benchmarks.finite_width` for the vertex recursion: 200 inputs, against operations.
+"""The rows of `benchmarks.finite_width` for the vertex recursion, against operations.
 
 There is no peer library: the peer is one matrix product of as many operations, timed in turn. A
 layer draws S neurons and compresses the S + R factors of P = N (N + 1) / 2 entries to R: three
@@ -7,6 +7,8 @@ trace that compression leaves out, `error` the largest difference of V between t
 neurons, over its largest entry (on the first 20 inputs).
 """
 
+import tempfile
+import time
 from typing import Any
 
 import jax
@@ -17,6 +19,26 @@ from benchmarks._harness import compile_seconds, in_turn, row, timed
 from poster_jax.finite_width import nongaussian as ng
 
 NUM, SAMPLES, RANK, DEPTH = 200, 1024, 128, 2
+
+
+def tiled_rows(num: int = 80, samples: int = 4096, depth: int = 3) -> list[dict[str, Any]]:
+    """tanh networks in float64; half of the tiles are S P^2 operations a layer."""
+    x = np.random.default_rng(0).normal(size=(num, 20))
+    network = {"depth": depth, "C_W": 1.5, "C_b": 0.1, "num_samples": samples}
+    with jax.enable_x64(True), tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        tiled = ng.vertex_to_disk(folder, "tanh", x, 64, **network)
+        ours = time.perf_counter() - start
+        dense = jax.block_until_ready(ng.finite_width_kernel("tanh", x, 64, **network))
+        theirs = time.perf_counter() - start - ours
+        error = float(np.abs(tiled.V - np.asarray(dense.V)).max() / np.abs(tiled.V).max())
+    return [
+        row(
+            f"vertex in tiles on disk, {num} inputs, {depth} tanh layers",
+            ours, "the dense form in memory", theirs, 1.0,
+            operations=depth * samples * (num * (num + 1) // 2) ** 2, error=error,
+        )
+    ]  # fmt: skip
 
 
 def vertex_rows(repeats: int, num: int = NUM) -> list[dict[str, Any]]:

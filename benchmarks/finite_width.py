@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks._finite_width_vertex import vertex_rows
+from benchmarks._finite_width_vertex import tiled_rows, vertex_rows
 from benchmarks._harness import Peer, in_turn, row, timed, write_rows
 from poster_jax.finite_width import feynman
 from poster_jax.finite_width.feynman import correlator
@@ -137,7 +137,7 @@ def main(_: Any) -> None:
                 rows += operators(peer)
         else:
             rows += operators(None)
-    rows += vertex_rows(_REPEATS.value)
+    rows += vertex_rows(_REPEATS.value) + tiled_rows()
     write_rows(rows, notes, _JSON.value)
 
 

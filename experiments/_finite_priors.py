@@ -165,7 +165,7 @@ def inference(run: _program.Run) -> tuple[list[Subset], list[Subset]]:
                 chosen.activation, x[here], chosen.prior_depth, **prior(run), **options
             )
             real.append(_subset(run, kernel, x[here], y[here], key))
-            if index < chosen.num_controls:
+            if index < chosen.num_controls:  # the same networks: labels are all that differs
                 control.append(_subset(run, kernel, x[here], shuffled, key))
         update(chosen.num_subsets)
     return real, control

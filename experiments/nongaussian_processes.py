@@ -4,8 +4,8 @@ Poster: "Non-Gaussian processes and neural networks at finite widths", Yaida, Ne
 (arXiv 1910.00019). The predicted flow of kernel and four-point vertex over depth is laid beside
 drawn networks; posteriors to first order in 1 / width beside exact ones, on real digits.
 
-    python -m experiments.nongaussian_processes --preset=smoke   # a minute, to see that it runs
-    python -m experiments.nongaussian_processes                  # laptop: under 5 minutes
+    python -m experiments.nongaussian_processes --preset=smoke   # to see that it runs
+    python -m experiments.nongaussian_processes                  # laptop: 3 to 4 minutes
     python -m experiments.nongaussian_processes --preset=paper   # MNIST, more points, a GPU
 """
 

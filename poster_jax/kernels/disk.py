@@ -63,8 +63,9 @@ def kernel_to_disk(
       As `open_kernel`.
 
     Raises:
-      ValueError: the folder holds a kernel of other inputs or of another `kernel_fn`; the answer of
-        `kernel_fn` is not one array for every name, or not finite. TypeError inside `jit`.
+      ValueError: the folder holds a kernel of other inputs, of other arrays among the arguments, or
+        of another `kernel_fn`; the answer of `kernel_fn` is not one array for every name, or not
+        finite. TypeError inside `jit`.
 
     Source: this library.
 
@@ -90,7 +91,7 @@ def kernel_to_disk(
         work.leave_out_mirror_images()
     arrays = _arrays(get, work.example())
     folder = _Folder(pathlib.Path(path), work.grid, arrays)
-    identity = _identity(work.grid, arrays, get, x1, x2)
+    identity = _identity(work.grid, arrays, get, (x1, x2), arguments.arrays())
     corner = _corner(kernel_fn, source, arguments)
     if jax.process_index() == 0:
         folder.claim(identity, corner)
@@ -269,13 +270,19 @@ def _arrays(get: Any, example: Any) -> dict[str, Any]:
     return dict(zip(names, found, strict=True))
 
 
-def _identity(grid: Grid, arrays: dict[str, Any], get: Any, x1: Any, x2: Any) -> dict[str, Any]:
+def _identity(
+    grid: Grid, arrays: dict[str, Any], get: Any, batches: Any, others: list[Any]
+) -> dict[str, Any]:
     """What must be the same for a second call to go on; as json gives it back."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves((x1, x2)):
+    for leaf in jax.tree.leaves(batches):
         digest.update(str((leaf.shape, leaf.dtype)).encode())
         for start in range(0, len(leaf), 4096):
             digest.update(np.ascontiguousarray(leaf[start : start + 4096]).tobytes())
+    for leaf in others:
+        digest.update(str((leaf.shape, leaf.dtype)).encode())
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        digest.update(np.ascontiguousarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
     return {
         "get": get if isinstance(get, str) else list(requested(get, ())),
         "inputs": digest.hexdigest(),

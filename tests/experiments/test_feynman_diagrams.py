@@ -105,10 +105,18 @@ def test_convolutional_networks_have_outputs_of_order_one(pooling, key, x64):
 
 
 @pytest.mark.slow
-def test_a_small_run_writes_claims_and_pictures(tmp_path):
+@pytest.mark.parametrize(
+    ("preset", "overrides"),
+    [
+        ("smoke", {"activations": ("tanh",)}),
+        ("paper", {"activations": ("erf",), "depths": (2,), "convolutions": ("flatten",),
+                   "channels": (2, 3, 4), "num_convolutional": (20, 20, 20)}),
+    ],
+)  # fmt: skip
+def test_a_small_run_writes_claims_and_pictures(tmp_path, preset, overrides):
     settings = dataclasses.replace(
-        experiment.PRESETS["smoke"],
-        activations=("tanh",),
+        experiment.PRESETS[preset],
+        **overrides,
         widths=(2, 4, 8),
         num_networks=(50, 50, 50),
         training_widths=(2, 4, 8),
@@ -117,7 +125,7 @@ def test_a_small_run_writes_claims_and_pictures(tmp_path):
     found = _program.execute(
         experiment.experiment,
         name="feynman_diagrams",
-        preset="smoke",
+        preset=preset,
         settings=settings,
         workdir=tmp_path,
         seed=0,
@@ -130,5 +138,5 @@ def test_a_small_run_writes_claims_and_pictures(tmp_path):
         "exponents", "correlators", "diagrams", "kernel_over_time", "expansion_errors",
     }  # fmt: skip
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert len(rows) == len(wide.CORRELATORS)
+    assert len(rows) == len(wide.CORRELATORS) * (1 + len(settings.convolutions))
     assert "<img" in (tmp_path / "index.html").read_text()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from experiments import _program
 from experiments import nongaussian_processes as experiment
 from poster_jax.core import claims
 
+TFDS = pathlib.Path(__file__).parents[1] / "data" / "tfds"
 NAMES = ["C1 (entries)", "C1 (order)", "C2", "C3 (evidence)", "C3 (test error)"]
 
 
@@ -61,18 +63,24 @@ def test_the_best_width_of_a_subset_is_chosen_by_the_others():
     np.testing.assert_array_equal(found["error"], 0)
 
 
+SMALL = {
+    "depth": 2, "flow_widths": (16, 64), "flow_budget": 20_000, "order_widths": (4, 8),
+    "order_budget": 20_000, "num_subsets": 2, "num_controls": 1, "widths": (8, 16),
+    "num_samples": 200, "num_resamples": 50, "num_neurons": 256,
+}  # fmt: skip
+
+
+def _execute(workdir, preset, **overrides):
+    settings = dataclasses.replace(experiment.PRESETS[preset], **SMALL, **overrides)
+    return _program.execute(
+        experiment.experiment, name="nongaussian_processes", preset=preset, settings=settings,
+        workdir=workdir, seed=0,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 def test_it_runs_from_flags_to_page(tmp_path):
-    settings = dataclasses.replace(
-        experiment.PRESETS["smoke"], depth=2, flow_widths=(16, 64), flow_budget=20_000,
-        order_widths=(4, 8), order_budget=20_000, num_subsets=2, num_controls=1,
-        widths=(8, 16), num_samples=200, num_resamples=50,
-        num_neurons=256,
-    )  # fmt: skip
-    found = _program.execute(
-        experiment.experiment, name="nongaussian_processes", preset="smoke", settings=settings,
-        workdir=tmp_path, seed=0,
-    )  # fmt: skip
+    found = _execute(tmp_path, "smoke")
     assert [claim.name for claim in found.claims] == NAMES
     assert [c.measured for c in claims.load_claims(tmp_path / "claims.json")] == [
         c.measured for c in found.claims
@@ -84,6 +92,17 @@ def test_it_runs_from_flags_to_page(tmp_path):
     } <= pictures  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 5 * 2 + 2 + 1  # flows, subsets, controls
+
+
+@pytest.mark.slow
+def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
+    """The vertex in factors, of images of MNIST."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
+    found = _execute(
+        tmp_path, "paper", classes=(4, 9), components=2, num_train=3, num_test=1, rank=10
+    )
+    assert [claim.name for claim in found.claims] == NAMES
+    assert (tmp_path / "figures" / "posterior_errors.png").exists()
 
 
 def test_the_papers_preset_is_larger():

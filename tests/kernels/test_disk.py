@@ -143,3 +143,20 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path):
         open_kernel(tmp_path / "nan")
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         kernel_to_disk(tmp_path / "new", KERNEL_FN, X1, batch_size=0)
+
+
+def test_other_parameters_are_another_kernel(tmp_path):
+    """Even where the first entry is the same: the corner does not tell them apart."""
+
+    def kernel_fn(x1, x2, get, scales):
+        del get
+        return (x1 * scales[0]) @ (x1 if x2 is None else x2).T
+
+    scales = np.ones(2, np.float32)
+    first = kernel_to_disk(tmp_path / "k", kernel_fn, X1, X2, "nngp", scales, batch_size=8)
+    np.testing.assert_allclose(first, X1 @ X2.T, atol=2e-6)
+    again = kernel_to_disk(tmp_path / "k", kernel_fn, X1, X2, "nngp", scales, batch_size=8)
+    np.testing.assert_array_equal(again, first)
+    other = np.array([1, 2], np.float32)
+    with pytest.raises(ValueError, match="of other inputs"):
+        kernel_to_disk(tmp_path / "k", kernel_fn, X1, X2, "nngp", other, batch_size=8)

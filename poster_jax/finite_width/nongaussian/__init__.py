@@ -54,6 +54,7 @@ from poster_jax.finite_width.nongaussian.recursion import (
     rules,
 )
 from poster_jax.finite_width.nongaussian.simulation import sample_covariances, sample_flow
+from poster_jax.finite_width.nongaussian.tiles import vertex_to_disk
 
 __all__ = [
     "NAMES",
@@ -86,5 +87,6 @@ __all__ = [
     "sample_covariances",
     "sample_flow",
     "susceptibilities",
+    "vertex_to_disk",
     "weighted_posterior",
 ]

@@ -11,6 +11,7 @@ which is positive semi-definite as it stands and never needs N^4 integrals.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,7 +28,18 @@ from poster_jax.finite_width.nongaussian._quadrature import (
 )
 from poster_jax.finite_width.nongaussian.activation import Activation
 
-__all__ = ["METHODS", "covariance_of_products", "method_of", "sampled_factors"]
+__all__ = [
+    "METHODS",
+    "activations",
+    "centred",
+    "covariance_of_products",
+    "four_point",
+    "method_of",
+    "neurons",
+    "over_blocks",
+    "radial",
+    "sampled_factors",
+]
 
 METHODS = ("auto", "closed", "quadrature", "sampling")
 # Entries of a block of factors: 2^22 float64 are 32 MiB.
@@ -58,47 +70,67 @@ def covariance_of_products(
 ) -> Any:
     """(P, P) covariances; `A` (P,) are the means of the products."""
     num = K.shape[-1]
-    chosen = method_of(phi, num, method)
-    if chosen == "sampling":
-        points = _neurons(phi, num, num_samples, seed)
-        weights = np.full(num_samples, 1 / num_samples)
-        return _sum_of_squares(phi, K, A, points, weights)
-    if chosen == "quadrature" and phi.degree is None and num <= 4:
-        return _sum_of_squares(phi, K, A, *_grid(num, degree))
+    rule = neurons(phi, num, method=method, degree=degree, num_samples=num_samples, seed=seed)
+    if rule is not None:
+        return _sum_of_squares(phi, K, A, *rule)
     quadruples, table = quadruples_of(num)
     cov = K[quadruples[:, :, None], quadruples[:, None, :]]
-    if chosen == "closed" and phi.fourth is not None:
-        four = phi.fourth(cov)
-    elif phi.degree is not None:
-        four = expect_four(phi.fn, cov, hermite_rule(2 * phi.degree + 1))
-    else:
-        four = expect_four(phi.fn, cov, smooth_rule(degree))
-    return four[table] - A[:, None] * A
+    return four_point(phi, cov, method=method, degree=degree)[table] - A[:, None] * A
+
+
+def neurons(
+    phi: Activation, num: int, *, method: str, degree: int, num_samples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """(S, N) points and (S,) weights that stand for a neuron; None where `four_point` is taken."""
+    chosen = method_of(phi, num, method)
+    if chosen == "sampling":
+        return _neurons(phi, num, num_samples, seed), np.full(num_samples, 1 / num_samples)
+    if chosen == "quadrature" and phi.degree is None and num <= 4:
+        return _grid(num, degree)
+    return None
+
+
+def four_point(phi: Activation, cov: Any, *, method: str, degree: int) -> Any:
+    """(Q,) expectations of four activations multiplied, of covariances (Q, 4, 4)."""
+    if phi.fourth is not None and method in ("auto", "closed"):
+        return phi.fourth(cov)
+    if phi.degree is not None:
+        return expect_four(phi.fn, cov, hermite_rule(2 * phi.degree + 1))
+    return expect_four(phi.fn, cov, smooth_rule(degree))
 
 
 def sampled_factors(phi: Activation, K: Any, A: Any, *, num_samples: int, seed: int) -> Any:
     """(R, P) rows d_s whose squares sum to the covariance."""
-    points = _neurons(phi, K.shape[-1], num_samples, seed)
-    rows = _deviations(phi, K, A, points) / math.sqrt(num_samples)
-    return jnp.concatenate([rows, *_radial(phi, K, A)])
+    num = K.shape[-1]
+    values = activations(phi, _neurons(phi, num, num_samples, seed), root(K))
+    rows = centred(phi, _products(values), A, num) / math.sqrt(num_samples)
+    return jnp.concatenate([rows, *radial(phi, A, num)])
 
 
 def _sum_of_squares(phi: Activation, K: Any, A: Any, points: Any, weights: Any) -> Any:
     """sum_s w_s d_s x d_s, a block of points at a time."""
-    size = min(max(2, _BLOCK // len(A)), len(points))
-    whole = len(points) // size
+    num, factor = K.shape[-1], root(K)
 
     def add(total, block):
         points, weights = block
-        rows = _deviations(phi, K, A, points)
-        return total + (rows * weights[:, None]).T @ rows, None
+        rows = centred(phi, _products(activations(phi, points, factor)), A, num)
+        return total + (rows * weights[:, None]).T @ rows
 
-    total = sum(jnp.dot(r.T, r) for r in _radial(phi, K, A)) + jnp.zeros((len(A), len(A)), K.dtype)
-    points, weights = (jnp.asarray(a, K.dtype) for a in (points, weights))
-    blocks = [a[: whole * size].reshape(whole, size, *a.shape[1:]) for a in (points, weights)]
-    total, _ = jax.lax.scan(add, total, tuple(blocks))
-    rest = points[whole * size :], weights[whole * size :]
-    return add(total, rest)[0] if len(rest[0]) else total
+    total = jnp.zeros((len(A), len(A)), K.dtype)
+    total = total + sum(r.T @ r for r in radial(phi, A, num))
+    return over_blocks(add, total, (points, weights), len(A))
+
+
+def over_blocks(add: Callable[..., Any], total: Any, rows: tuple[Any, ...], breadth: int) -> Any:
+    """`total = add(total, block)` over blocks of rows that make at most `_BLOCK` numbers each."""
+    num = len(rows[0])
+    size = min(max(2, _BLOCK // breadth), num)
+    whole = num // size
+    rows = tuple(jnp.asarray(a, total.dtype) for a in rows)
+    blocks = tuple(a[: whole * size].reshape(whole, size, *a.shape[1:]) for a in rows)
+    total, _ = jax.lax.scan(lambda total, block: (add(total, block), None), total, blocks)
+    rest = tuple(a[whole * size :] for a in rows)
+    return add(total, rest) if len(rest[0]) else total
 
 
 @functools.lru_cache(maxsize=4)
@@ -119,20 +151,27 @@ def _neurons(phi: Activation, dim: int, num_samples: int, seed: int) -> np.ndarr
     return np.concatenate([points, -points])
 
 
-def _deviations(phi: Activation, K: Any, A: Any, points: Any) -> Any:
-    """d_s of Gaussian neurons, or, for a homogeneous activation, of neurons on the sphere.
+def centred(phi: Activation, products: Any, A: Any, dim: int) -> Any:
+    """d_s from products (S, P) of Gaussian neurons, or, of a homogeneous activation, on the sphere.
 
     There the radius r of the D-dimensional normal splits off: E r^2 = D, E r^4 = D (D + 2), and
     Cov = D (D + 2) Cov(on the sphere) + (2 / D) A x A; a single input is then exact.
     """
-    dim = K.shape[-1]
-    rows, columns, *_ = pairs_of(dim)
-    values = phi.fn(jnp.asarray(points, K.dtype) @ root(K).T)
-    products = values[:, rows] * values[:, columns]
     if phi.homogeneous:
         return (products - A / dim) * math.sqrt(dim * (dim + 2))
     return products - A
 
 
-def _radial(phi: Activation, K: Any, A: Any) -> list[Any]:
-    return [math.sqrt(2 / K.shape[-1]) * A[None]] if phi.homogeneous else []
+def radial(phi: Activation, A: Any, dim: int) -> list[Any]:
+    """The rows that the radius of a homogeneous activation adds: (1, P), or none."""
+    return [math.sqrt(2 / dim) * A[None]] if phi.homogeneous else []
+
+
+def activations(phi: Activation, points: Any, factor: Any) -> Any:
+    """(S, N) values of neurons at `points` (S, N), of covariance factor factor'."""
+    return phi.fn(jnp.asarray(points, factor.dtype) @ factor.T)
+
+
+def _products(values: Any) -> Any:
+    rows, columns, *_ = pairs_of(values.shape[-1])
+    return values[:, rows] * values[:, columns]

@@ -25,7 +25,14 @@ from poster_jax.finite_width.nongaussian.recursion import (
     rules,
 )
 
-__all__ = ["FiniteWidthKernel", "expand_vertex", "finite_width_kernel", "layer_flow", "resolve"]
+__all__ = [
+    "FiniteWidthKernel",
+    "expand_vertex",
+    "finite_width_kernel",
+    "layer_flow",
+    "prepare",
+    "resolve",
+]
 
 FORMS = ("dense", "factored")
 
@@ -223,17 +230,20 @@ def resolve(
     return net, sizes
 
 
+def prepare(net: Network, x: Any, widths: tuple[int, ...], method: str) -> tuple[Any, Any]:
+    """K of the first layer and (C_W, C_b, ratio) of the others; ValueError for a bad `method`."""
+    K = first_layer(x, C_W=net.C_W[0], C_b=net.C_b[0], factored=True).K  # without a dense vertex
+    for phi in net.activations:
+        method_of(phi, K.shape[0], method)
+    ratios = jnp.asarray([new / old for new, old in zip(widths, widths[:1] + widths, strict=False)])
+    return K, tuple(jnp.asarray(v, K.dtype) for v in (net.C_W[1:], net.C_b[1:], ratios))
+
+
 def _run(
     net: Network, x: Any, widths: tuple[int, ...], factored: bool, rule: Rules
 ) -> tuple[LayerState, Any]:
-    state = first_layer(x, C_W=net.C_W[0], C_b=net.C_b[0])
-    for phi in net.activations:
-        method_of(phi, state.K.shape[0], "auto" if factored else rule.fourth)
-    ratios = jnp.asarray([new / old for new, old in zip(widths, widths[:1] + widths, strict=False)])
-    layers = tuple(
-        jnp.asarray(values, state.K.dtype) for values in (net.C_W[1:], net.C_b[1:], ratios)
-    )
-    return _compiled(state.K, layers, net.activations, factored, rule)
+    K, layers = prepare(net, x, widths, "auto" if factored else rule.fourth)
+    return _compiled(K, layers, net.activations, factored, rule)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))

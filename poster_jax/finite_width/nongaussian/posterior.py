@@ -26,9 +26,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
+import numpy as np
 
 from poster_jax.core.checks import check_choice, check_finite, check_positive, is_traced
-from poster_jax.finite_width.nongaussian.kernel import FiniteWidthKernel, expand_vertex
+from poster_jax.finite_width.nongaussian._pairs import from_pairs, pairs_of
+from poster_jax.finite_width.nongaussian.kernel import FiniteWidthKernel
 
 __all__ = ["Posterior", "gaussian_posterior", "posterior"]
 
@@ -103,8 +105,7 @@ def posterior(
     check_choice("resummation", resummation, RESUMMATIONS)
     check_positive("noise", noise)
     y = targets_of(y, kernel.K.shape[-1])
-    V = expand_vertex(kernel) if kernel.V.ndim == 2 else kernel.V
-    found = _posterior(kernel.K, kernel.G1, V, kernel.width, y, noise, resummation)
+    found = _posterior(kernel, y, noise, resummation)
     if not is_traced(found) and not bool(found.in_range):
         warnings.warn(
             "the expansion in 1 / width is out of its range: its first order changes mean, "
@@ -147,20 +148,44 @@ def _log_density(factor: Any, a: Any, y: Any) -> Any:
     return -0.5 * (a * y).sum() - outputs * (half_log_det + 0.5 * num * math.log(2 * math.pi))
 
 
+class _Base(NamedTuple):
+    """What the expansion is around; symbols as in the module's docstring."""
+
+    K: Any
+    shift: Any
+    factor: Any
+    S: Any
+    a: Any
+    P: Any
+    B: Any
+
+
+def _posterior(kernel: FiniteWidthKernel, y: Any, noise: Any, resummation: str) -> Posterior:
+    y = y.astype(kernel.K.dtype)
+    base = _base(kernel.K, kernel.G1, kernel.width, y, noise, resummation)
+    # A vertex on disk is read a few rows at a time.
+    contract = _from_disk if isinstance(kernel.V, np.memmap) else _contractions
+    return _expanded(kernel.K, base, contract(kernel.V, base), kernel.width, y, noise)
+
+
 @partial(jax.jit, static_argnames="resummation")
-def _posterior(K: Any, G1: Any, V: Any, n: Any, y: Any, noise: Any, resummation: str) -> Posterior:
+def _base(K: Any, G1: Any, n: Any, y: Any, noise: Any, resummation: str) -> _Base:
     num, outputs = y.shape
-    y = y.astype(K.dtype)
-    at_infinity = gaussian_posterior(K, y, noise)
     base, shift = (K, G1) if resummation == "none" else (K + G1 / n, jnp.zeros_like(G1))
     factor, a = _solved(base, y, noise)
     S = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(num, dtype=K.dtype))
     P = jnp.concatenate([-base[num:, :num] @ S, jnp.eye(K.shape[0] - num, dtype=K.dtype)], 1)
-    B = (a @ a.T - outputs * S) / 2
-    W, U, spread = _contractions(V, S, B, a, P)
+    return _Base(base, shift, factor, S, a, P, (a @ a.T - outputs * S) / 2)
+
+
+@jax.jit
+def _expanded(K: Any, base: _Base, contracted: Any, n: Any, y: Any, noise: Any) -> Posterior:
+    num, outputs = y.shape
+    G, shift, factor, S, a, P, B = base
+    W, U, spread = contracted
     change = shift - W + U
-    mean = base[num:, :num] @ a + P @ change[:, :num] @ a / n
-    covariance = base[num:, num:] - base[num:, :num] @ S @ base[:num, num:]
+    mean = G[num:, :num] @ a + P @ change[:, :num] @ a / n
+    covariance = G[num:, num:] - G[num:, :num] @ S @ G[:num, num:]
     covariance = covariance + (P @ change @ P.T + spread) / n
     inner = W[:num, :num]
     second = -(a * (inner @ a)).sum() + outputs / 2 * (S * inner).sum()
@@ -168,6 +193,7 @@ def _posterior(K: Any, G1: Any, V: Any, n: Any, y: Any, noise: Any, resummation:
     evidence = _log_density(factor, a, y)
     evidence = evidence + (first + (second + (B * U[:num, :num]).sum()) / 2) / n
     covariance = (covariance + jnp.swapaxes(covariance, 1, 2)) / 2
+    at_infinity = gaussian_posterior(K, y, noise)
     ratios = _ratios((mean, covariance, evidence), at_infinity)
     eigenvalues = jnp.linalg.eigvalsh(K[:num, :num]) + noise
     return Posterior(
@@ -176,19 +202,41 @@ def _posterior(K: Any, G1: Any, V: Any, n: Any, y: Any, noise: Any, resummation:
     )  # fmt: skip
 
 
-def _contractions(V: Any, S: Any, B: Any, a: Any, P: Any) -> tuple[Any, Any, Any]:
+@jax.jit
+def _contractions(V: Any, base: _Base) -> tuple[Any, Any, Any]:
     """W (N, N), U (N, N) and the covariance of the mean (k, T, T), times n."""
+    S, a, P, B = base[3:]
     num = S.shape[0]
-    if V.ndim == 4:
-        W = jnp.einsum("abcd,bc->ad", V[:, :num, :num, :], S)
-        U = jnp.einsum("abcd,cd->ab", V[:, :, :num, :num], B)
-        spread = jnp.einsum("abcd,bi,di->iac", V[:, :num, :, :num], a, a)
-        return W, U, P @ spread @ P.T
+    if V.ndim == 2:
+        places = jnp.asarray(pairs_of(P.shape[1]).inverse)
+        return _moved(*jax.lax.map(lambda place: _of_input(V[place], base), places), P)
     left = V[:, :, :num]
     W = jnp.einsum("rab,rcb->ac", left @ S, left)
     U = jnp.einsum("rab,r->ab", V, jnp.einsum("rab,ab->r", V[:, :num, :num], B))
     moved = jnp.einsum("ta,rab,bi->rit", P, left, a)
     return W, U, jnp.einsum("rit,riu->itu", moved, moved)
+
+
+def _from_disk(V: np.ndarray, base: _Base) -> tuple[Any, Any, Any]:
+    rows = (_one_input(V[place], base) for place in pairs_of(base.P.shape[1]).inverse)
+    return _moved(*map(jnp.stack, zip(*rows, strict=True)), base.P)
+
+
+def _moved(W: Any, U: Any, spread: Any, P: Any) -> tuple[Any, Any, Any]:
+    return W, U, P @ jnp.moveaxis(spread, 0, 1) @ P.T
+
+
+def _of_input(rows: Any, base: _Base) -> tuple[Any, Any, Any]:
+    """W_ad, U_ab and sum_bd V_(ab)(cd) a_b a_d of one a, from the vertex's rows (a, b) (N, P)."""
+    S, a, _, B = base[3:]
+    num = S.shape[0]
+    V = from_pairs(rows)
+    W = jnp.einsum("bcd,bc->d", V[:num, :num], S)
+    U = jnp.einsum("bcd,cd->b", V[:, :num, :num], B)
+    return W, U, jnp.einsum("bcd,bi,di->ic", V[:num, :, :num], a, a)
+
+
+_one_input = jax.jit(_of_input)
 
 
 def _ratios(found: Any, at_infinity: Any) -> Any:

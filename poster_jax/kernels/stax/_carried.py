@@ -41,6 +41,7 @@ class Carried(Kernel):
       own1: (n1, positions...), the variances in `cov1`, or None: where layers carry them apart, a
         `cov1` of all pairs of positions that nothing reads is not computed.
       own2: those in `cov2`.
+      equal: (n1, n2), whether two inputs are the same, so that their outputs are; or None.
       few_channels: whether the channels are still those of the inputs, not infinitely many.
       nonnegative: whether no covariance in `nngp` can be negative, so that nobody has to look.
     """
@@ -48,6 +49,7 @@ class Carried(Kernel):
     gap: Any = None
     own1: Any = None
     own2: Any = None
+    equal: Any = None
     few_channels: Any = False
     nonnegative: Any = False
 
@@ -61,8 +63,13 @@ class Carried(Kernel):
             changes |= {"own1": None, "own2": None}
         return dataclasses.replace(self, **changes)
 
+    def slice(self, n1_slice: Any, n2_slice: Any) -> "Kernel":
+        """As of a `Kernel`; which of the inputs left are equal is not followed."""
+        return super().slice(n1_slice, n2_slice).replace(equal=None)
 
-_ARRAYS = ("nngp", "ntk", "cov1", "cov2", "x1_is_x2", "mask1", "mask2", "gap", "own1", "own2")
+
+_ARRAYS = ("nngp", "ntk", "cov1", "cov2", "x1_is_x2", "mask1", "mask2", "gap", "own1", "own2",
+           "equal")  # fmt: skip
 jax.tree_util.register_dataclass(
     Carried,
     data_fields=_ARRAYS,

@@ -19,7 +19,7 @@ from poster_jax.kernels.stax._carried import (
     scales,
     variances,
 )
-from poster_jax.kernels.stax._gap import same_entry
+from poster_jax.kernels.stax._gap import same_entry, same_position, zero_between_equal
 from poster_jax.kernels.stax._smooth_gap import gap_of_smooth
 from poster_jax.kernels.stax.requirements import Diagonal, requires
 from poster_jax.kernels.stax.windows import examples_innermost
@@ -139,12 +139,18 @@ def _gap(k: Kernel) -> Any:
     """The gap; where no layer carried it, at least exactly 0 between equal outputs."""
     if k.ntk is None or getattr(k, "gap", None) is not None:
         return getattr(k, "gap", None)
-    same = same_entry(k.nngp, 2, k.diagonal_spatial)
-    if same is None or k.x1_is_x2 is False:
-        return None
     r1, r2 = scales(k)
-    gap = jnp.maximum(r1 * r2 - jnp.abs(k.nngp), 0)
-    return jax.lax.stop_gradient(jnp.where(same & jnp.asarray(k.x1_is_x2), 0, gap))
+    product = r1 * r2
+    gap = jnp.maximum(product - jnp.abs(k.nngp), 0)
+    known = False
+    same = same_entry(k.nngp, 2, k.diagonal_spatial)
+    if same is not None and k.x1_is_x2 is not False:
+        gap, known = jnp.where(same & jnp.asarray(k.x1_is_x2), 0, gap), True
+    equal = getattr(k, "equal", None)
+    if equal is not None and equal.shape == k.nngp.shape[:2]:
+        positions = same_position(gap, k.diagonal_spatial)
+        gap, known = zero_between_equal(gap, product, equal, positions), True
+    return jax.lax.stop_gradient(gap) if known else None
 
 
 def _materialized(arrays: Any, witness: Any) -> Any:

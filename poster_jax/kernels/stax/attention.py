@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from poster_jax.core.checks import check_choice
 from poster_jax.kernels import _pairs
 from poster_jax.kernels.kernel import Kernel
+from poster_jax.kernels.stax._gap import among_equal
 from poster_jax.kernels.stax.dense import affine
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import supports_masking
@@ -228,7 +229,9 @@ def GlobalSelfAttention(  # noqa: N802
                 "attention_mechanism must be 'IDENTITY' with linear_scaling=False for a kernel: "
                 f"the integral of {mechanism.name} has no closed form."
             )
-        return k.replace(**new, is_gaussian=True, few_channels=False)
+        out = k.replace(**new, is_gaussian=True, few_channels=False)
+        known = all(getattr(k, name, None) is not None for name in ("ntk", "gap", "equal"))
+        return out.replace(gap=among_equal(k, out)) if known else out
 
     def mask_fn(mask, input_shape):
         return jnp.all(mask, channel_axis, keepdims=True)

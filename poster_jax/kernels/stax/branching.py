@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from poster_jax.kernels.kernel import Kernel
-from poster_jax.kernels.stax._carried import carry
+from poster_jax.kernels.stax._carried import Carried, carry
 from poster_jax.kernels.stax._gap import through_sum
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import supports_masking
@@ -231,9 +231,15 @@ def _same_shapes(ks: Sequence[Kernel], name: str, besides: int | None = None) ->
 
 def _joined(ks: Sequence[Kernel], combine: Any, *, is_gaussian: bool) -> Kernel:
     names = ("nngp", "ntk", "cov1", "cov2")
+    equal = [getattr(k, "equal", None) for k in ks]
+    carried = {}
+    if isinstance(ks[0], Carried):
+        known = all(e is not None for e in equal)
+        carried["equal"] = functools.reduce(operator.and_, equal) if known else None
     return ks[0].replace(
-        **{name: combine(name) for name in names}, is_gaussian=is_gaussian, mask1=None, mask2=None
-    )
+        **{name: combine(name) for name in names}, is_gaussian=is_gaussian, mask1=None, mask2=None,
+        **carried,
+    )  # fmt: skip
 
 
 def _weighted_mean(mats: Sequence[Any], widths: Sequence[int]) -> Any:

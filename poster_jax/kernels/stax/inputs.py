@@ -9,7 +9,7 @@ import numpy as np
 
 from poster_jax.core.checks import check_finite
 from poster_jax.kernels import _pairs
-from poster_jax.kernels.stax._carried import Carried
+from poster_jax.kernels.stax._carried import Carried, equal_outputs
 from poster_jax.kernels.stax._gap import gap_of_inputs
 from poster_jax.kernels.stax.masking import mask_inputs
 
@@ -68,6 +68,8 @@ def _kernel(
         )
     return Carried(
         gap=gap,
+        # Layers that mix examples ask for all pairs of them.
+        equal=_equal(gap, nngp, x1_rows, x2_rows, mask1, mask2) if diagonal_batch else None,
         few_channels=True,
         nngp=nngp,
         ntk=jnp.zeros((), nngp.dtype) if compute_ntk else None,
@@ -86,6 +88,26 @@ def _kernel(
         mask1=mask1,
         mask2=mask2,
     )
+
+
+def _equal(gap: Any, nngp: Any, x1: Any, x2: Any, mask1: Any, mask2: Any) -> Any:
+    """(n1, n2), whether two inputs are the same at every position, masks included."""
+    if gap is None:
+        return None
+
+    def everywhere(same):
+        return jnp.all(same, tuple(range(2, same.ndim)))
+
+    if gap.ndim > x1.ndim:
+        gap, nngp = (_pairs.diagonal(x, 2) for x in (gap, nngp))
+    v1, v2 = (jnp.mean(jax.lax.stop_gradient(x) ** 2, -1) for x in (x1, x2))
+    equal = everywhere((nngp >= 0) & equal_outputs(nngp, v1[:, None], v2[None], gap))
+    if mask1 is None and mask2 is None:
+        return equal
+    if mask1 is None or (mask2 is None and x1 is not x2):
+        return None
+    mask2 = mask1 if mask2 is None else mask2
+    return equal & everywhere(mask1[:, None] == mask2[None])
 
 
 def same_inputs(x1: Any, x2: Any = None, eps: float = 1e-12) -> Any:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from poster_jax.kernels import _pairs
+from poster_jax.kernels.stax._gap import through_weights
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import supports_masking
 from poster_jax.kernels.stax.requirements import Bool, Diagonal, requires
@@ -188,12 +189,17 @@ def ImageResize(  # noqa: N802
             pairs = 1 if k.diagonal_spatial else 2
             return resize(x, (*batch, *(n for i in spatial for n in (left[i], right[i])[:pairs])))
 
-        return k.replace(
+        out = k.replace(
             nngp=mapped(k.nngp, 2, shape1, shape2),
             ntk=mapped(k.ntk, 2, shape1, shape2),
             cov1=mapped(k.cov1, k.cov_ndim, shape1, shape1),
             cov2=mapped(k.cov2, k.cov_ndim, shape2, shape2),
         )
+        known = all(getattr(k, name, None) is not None for name in ("ntk", "gap", "equal"))
+        if not known or shape[batch_axis] != -1:
+            return out
+        gap = through_weights(k, out, lambda x: mapped(x, 2, shape1, shape2))
+        return out.replace(gap=gap)
 
     return init_fn, apply_fn, kernel_fn, mask_fn
 

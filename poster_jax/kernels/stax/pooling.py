@@ -4,6 +4,7 @@ Pooling is linear in the positions: k and t are averaged (or summed) over both w
 makes positions channels, so that only equal positions meet: k and t are averaged over them.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from poster_jax.kernels import _pairs
-from poster_jax.kernels.stax._gap import through_mean
+from poster_jax.kernels.stax._gap import through_mean, through_pool
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import mean_and_variance, supports_masking
 from poster_jax.kernels.stax.requirements import Bool, Diagonal, requires
@@ -141,7 +142,15 @@ def _local_pool(
                 diagonal_spatial=k.diagonal_spatial,
             )  # fmt: skip
 
-        return k.map_covariances(pooled)
+        out = k.map_covariances(pooled)
+        if k.ntk is None or getattr(k, "gap", None) is None:
+            return out
+        counts = None
+        if average and normalize_edges:
+            reads = [jnp.asarray(w.incidence.sum(1), k.nngp.dtype) for w in kernel_windows]
+            counts = functools.reduce(jnp.multiply.outer, reads)
+        gap = through_pool(k, out, kernel_windows, counts, sums=not average)
+        return out.replace(gap=gap, nonnegative=k.nonnegative)
 
     def mask_fn(mask, input_shape):
         _check_mask(mask, channel_axis, name)
@@ -230,7 +239,7 @@ def _global_pool(batch_axis: int, channel_axis: int, *, average: bool) -> Any:
 
         ndim = len(k.shape1)
         batch_first = batch_axis % ndim < channel_axis % ndim
-        return k.replace(
+        out = k.replace(
             nngp=pooled(k.nngp, 2, mask12),
             ntk=None if k.ntk is None else pooled(k.ntk, 2, mask12),
             cov1=pooled(k.cov1, k.cov_ndim, mask11),
@@ -238,6 +247,12 @@ def _global_pool(batch_axis: int, channel_axis: int, *, average: bool) -> Any:
             batch_axis=0 if batch_first else 1,
             channel_axis=1 if batch_first else 0,
         )
+        if k.ntk is None or k.mask1 is not None or k.mask2 is not None or k.nngp.ndim == 2:
+            return out
+        if getattr(k, "gap", None) is None:
+            return out
+        gap = through_pool(k, out, (), None, sums=not average)
+        return out.replace(gap=gap, nonnegative=k.nonnegative)
 
     def mask_fn(mask, input_shape):
         _check_mask(mask, channel_axis, "GlobalAvgPool" if average else "GlobalSumPool")

@@ -34,11 +34,14 @@ class Pairs(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def pairs_of(num: int) -> Pairs:
     """The pairs of `num` inputs."""
-    rows, columns = np.triu_indices(num)
-    inverse = np.zeros((num, num), int)
+    # int32 in every precision: jax keeps a constant's type by its identity, so that one of int64,
+    # first met where that is enabled, would come as int64 where it is not.
+    rows, columns = (a.astype(np.int32) for a in np.triu_indices(num))
+    inverse = np.zeros((num, num), np.int32)
     inverse[rows, columns] = inverse[columns, rows] = np.arange(len(rows))
     diagonal = np.diagonal(inverse)
-    neighbours = np.stack([np.arange(len(rows)), diagonal[rows], diagonal[columns]])
+    own = np.arange(len(rows), dtype=np.int32)
+    neighbours = np.stack([own, diagonal[rows], diagonal[columns]])
     return Pairs(rows, columns, neighbours, diagonal, inverse)
 
 

@@ -146,6 +146,20 @@ def test_it_runs_under_jit_and_vmap_and_float32_is_close(inputs):
     assert slope == pytest.approx((up - down) / (2 * h), rel=1e-6)
 
 
+def test_one_process_may_use_both_precisions():
+    x = np.random.default_rng(0).normal(size=(3, 2))
+
+    def mean(x):
+        kernel = ng.finite_width_kernel("tanh", x, 64, depth=2, C_W=1.5)
+        return ng.posterior(kernel, jnp.array([1.0, -1.0]), noise=0.1).mean
+
+    with jax.enable_x64(True):
+        exact = np.asarray(mean(jnp.asarray(x)))
+    found = mean(jnp.asarray(x, jnp.float32))
+    assert (exact.dtype, found.dtype) == (np.float64, np.float32)
+    np.testing.assert_allclose(found, exact, rtol=1e-4)
+
+
 def test_the_quadratic_network_explodes_with_depth(x64):
     """V / K^2 of z^2 grows by a factor a layer, not by a term: moments of products."""
     flow = ng.layer_flow("quadratic", np.ones((1, 3)), 10**6, depth=4, C_W=1 / 3)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from poster_jax.core.checks import (
+    check_batch,
     check_callable,
     check_count,
     check_key,
@@ -123,6 +124,8 @@ def network_penalty(
     elif isinstance(layers, StackedLayers):
         layers, params = (layers,), (params,)
     lengths = _lengths(layers, params)
+    check_batch(x, "x")
+    x = jnp.asarray(x)
     chosen = _chosen(select, sum(lengths))
     keys = None
     if key is not None:

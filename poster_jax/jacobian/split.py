@@ -87,10 +87,13 @@ def split_linen(
             if context.method_name != "__call__" or not isinstance(context.module, boundary):
                 return next_fn(*args, **kwargs)
             number, calls[0] = calls[0], calls[0] + 1
+            name = None if args else next(iter(kwargs))  # the input may be given by its name
             if number == stop:
-                raise _Reached(args[0])
+                raise _Reached(args[0] if args else kwargs[name])
             if number == start and start > 0:
-                args = (value, *args[1:])
+                args, kwargs = (
+                    ((value, *args[1:]), kwargs) if args else (args, {**kwargs, name: value})
+                )
             return next_fn(*args, **kwargs)
 
         variables = {"params": params, **dict(state)}
@@ -142,7 +145,14 @@ def _check_composition(layers: Any, whole: Callable[[Any], Any], params: Params,
             x = layer(params, x)
         return x
 
-    wanted, found = jax.jit(lambda x: (whole(x), composed(x)))(x)
+    try:
+        wanted, found = jax.jit(lambda x: (whole(x), composed(x)))(x)
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(
+            "boundary must be called by the module itself, but one of its calls stands inside "
+            "nn.remat, nn.scan or nn.jit, out of which no input can be taken. Name the module "
+            "around it as boundary, or leave the transformation out."
+        ) from error
     gap, size = jnp.abs(wanted - found).max(), jnp.abs(wanted).max()
     if isinstance(gap, jax.core.Tracer):
         return

@@ -144,13 +144,43 @@ def dense_deviation(weight: Any, derivative: Any, side: str) -> tuple[Array, Arr
     weight, derivative = jnp.asarray(weight), jnp.asarray(derivative)
     m, n = weight.shape
     s = derivative**2
-    gram = jnp.matmul(weight, weight.T, precision="highest")
+    gram = _gram(weight)
     diagonal = jnp.diagonal(gram)
     between = jnp.where(jnp.eye(m, dtype=bool), 0, gram) ** 2
     own = s * diagonal - 1
-    squared = (s * jnp.matmul(s, between, precision="highest") + own**2).sum(axis=1)
+    squared = _quadratic_forms(s, between) + (own**2).sum(axis=1)
     larger = 0 if side == "rows" else n - m
     return squared + larger, own.sum(axis=1) - larger
+
+
+# The rules below use that the matrices are symmetric, which automatic differentiation cannot know:
+# half the products of the first gradient, a third of the second's, are saved.
+
+
+@jax.custom_jvp
+def _gram(weight: Array) -> Array:
+    """W W'."""
+    return jnp.matmul(weight, weight.T, precision="highest")
+
+
+@_gram.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    half = jnp.matmul(tangents[0], primals[0].T, precision="highest")
+    return _gram(primals[0]), half + half.T
+
+
+@jax.custom_jvp
+def _quadratic_forms(s: Array, symmetric: Array) -> Array:
+    """s_b' C s_b (B,) for a symmetric C whose every change is symmetric too."""
+    return (s * jnp.matmul(s, symmetric, precision="highest")).sum(axis=1)
+
+
+@_quadratic_forms.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (s, symmetric), (ds, change) = primals, tangents
+    product = jnp.matmul(s, symmetric, precision="highest")
+    by_matrix = (s * jnp.matmul(s, change, precision="highest")).sum(axis=1)
+    return (s * product).sum(axis=1), 2 * (ds * product).sum(axis=1) + by_matrix
 
 
 def _hutchinson(

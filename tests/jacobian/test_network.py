@@ -170,6 +170,7 @@ def test_depth_does_not_lengthen_the_program_of_stacked_layers(key):
     assert length(30) == length(4)
 
 
+@pytest.mark.slow
 def test_strengths_and_seeds_are_vmapped_and_eight_devices_equal_one(x64):
     params, x = make(seed=3, examples=16)
     layers = (layer,) * 4
@@ -278,11 +279,8 @@ def test_blocks_with_state_are_cut_whole_and_training_mode_is_coupled(key, x64):
     x = np.random.default_rng(6).normal(size=(4, 3))
     variables = jax.jit(Deep().init)(key, x)
     params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
-    boundary = (Residual, nn.Dense)
     with pytest.raises(ValueError, match="something passes by a cut"):
         split_linen(Deep(), params, x, state=state, boundary=nn.Dense)
-    with pytest.raises(ValueError, match="something passes by a cut"):
-        split_linen(Deep(), params, x, state=state, boundary=boundary)
     layers = split_linen(Deep(), params, x, state=state, boundary=Residual)
     assert len(layers) == 2
     train = split_linen(Deep(), params, x, state=state, boundary=Residual, train=True)
@@ -291,7 +289,7 @@ def test_blocks_with_state_are_cut_whole_and_training_mode_is_coupled(key, x64):
             train, (params,) * 2, x, method="exact", coupled=True, select="all"
         )
     )(params)
-    J = np.asarray(jax.jacrev(lambda x: train[0](params, x))(x)).reshape(12, 12)
+    J = np.asarray(jax.jit(jax.jacrev(lambda x: train[0](params, x)))(x)).reshape(12, 12)
     M = J @ J.T - np.eye(12)
     np.testing.assert_allclose(found.per_layer[0], (M**2).sum() / 4 / 3, rtol=1e-12)
 

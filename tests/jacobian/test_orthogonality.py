@@ -89,6 +89,33 @@ def test_gradients_are_central_differences_of_the_explicit_value(name, x64):
             assert abs(found - expected) < 1e-6 * max(1, abs(expected))
 
 
+def test_second_derivatives_of_the_closed_form_are_those_of_the_definition(x64):
+    W, b, x = draw(3, 4, examples=2)
+
+    def closed(at):
+        z = jnp.tanh(x @ at[0].T + at[1])
+        return dense_orthogonality_penalty(at[0], 1 - z**2).value
+
+    def plain(at):
+        z = jnp.tanh(x @ at[0].T + at[1])
+        J = (1 - z**2)[:, :, None] * at[0]
+        return ((J @ jnp.swapaxes(J, 1, 2) - jnp.eye(3)) ** 2).sum(axis=(1, 2)).mean()
+
+    @jax.jit
+    def product(at, along):
+        forward_over_reverse = [jax.jvp(jax.grad(f), (at,), (along,))[1] for f in (closed, plain)]
+        reverse_over_reverse = jax.grad(
+            lambda at: sum(jax.tree.leaves(jax.tree.map(jnp.vdot, jax.grad(closed)(at), along)))
+        )(at)
+        return [*forward_over_reverse, reverse_over_reverse]
+
+    rng = np.random.default_rng(3)
+    found, expected, again = product((W, b), (rng.normal(size=(3, 4)), rng.normal(size=3)))
+    for a, c, e in zip(found, again, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(c, e, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize(("m", "n"), [(3, 6), (4, 4), (6, 3)])
 def test_the_sides_differ_by_n_minus_m(m, n, x64):
     W, b, x = draw(m, n, seed=2)

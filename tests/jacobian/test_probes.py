@@ -73,7 +73,7 @@ def test_norm_preservation_probes_are_unbiased(distribution, side, x64):
 def test_probes_have_identity_covariance_and_the_sphere_its_radius(key, x64):
     like = jnp.zeros((2, 3, 2))
     for distribution in ("gaussian", "rademacher", "sphere"):
-        v = np.asarray(draw_probes(key, 40_000, like, distribution)).reshape(40_000, -1)
+        v = np.asarray(draw_probes(key, 10_000, like, distribution)).reshape(10_000, -1)
         # entries of v v' have variance at most 2
         np.testing.assert_allclose(v.T @ v / len(v), np.eye(12), atol=5 * (2 / len(v)) ** 0.5)
     v = np.asarray(draw_probes(key, 5, like, "sphere"))
@@ -151,10 +151,10 @@ def test_coupled_examples_have_the_jacobian_of_the_whole_batch(x64):
         exact = partial(orthogonality_penalty, batch_norm, W, x, coupled=True, method="exact")
         norm = partial(norm_preservation_penalty, batch_norm, W, x, coupled=True)
         sampled = [
-            orthogonality_penalty(batch_norm, W, x, key, coupled=True, method=m, num_probes=30_000)
+            orthogonality_penalty(batch_norm, W, x, key, coupled=True, method=m, num_probes=8_000)
             for m in ("hutchinson", "bilinear")
         ]
-        probed = [norm(key, num_probes=30_000, distribution=d) for d in ("gaussian", "sphere")]
+        probed = [norm(key, num_probes=8_000, distribution=d) for d in ("gaussian", "sphere")]
         return exact(), exact(side="columns"), norm(method="exact"), sampled, probed
 
     exact, columns, norm, sampled, probed = ask(jax.random.key(4))
@@ -163,10 +163,10 @@ def test_coupled_examples_have_the_jacobian_of_the_whole_batch(x64):
     np.testing.assert_allclose(norm.value, norm_preservation(J, 12) / 4, rtol=1e-12)
     for found in sampled:
         assert abs(float(found.value) - (M**2).sum() / 4) < 4 * float(found.standard_error)
-        assert float(found.standard_error) < 0.05 * float(found.value)
+        assert float(found.standard_error) < 0.1 * float(found.value)
     for found in probed:
         assert abs(float(found.value) - float(norm.value)) < 4 * float(found.standard_error)
-    np.testing.assert_allclose(sampled[0].per_example, shares, rtol=0.1)
+    np.testing.assert_allclose(sampled[0].per_example, shares, rtol=0.15)
 
 
 def test_a_layer_with_a_vjp_alone_has_the_bilinear_estimator(key, x64):
@@ -179,8 +179,12 @@ def test_a_layer_with_a_vjp_alone_has_the_bilinear_estimator(key, x64):
         lambda saved, g: (None, (g * (1 - jnp.tanh(saved[1] @ saved[0].T) ** 2)) @ saved[0]),
     )
     W, _, x = draw(3, 4, seed=13)
-    ask = lambda f, penalty, **k: penalty(f, W, x, key, num_probes=5, **k).per_example  # noqa: E731
     plain = lambda W, x: jnp.tanh(x @ W.T)  # noqa: E731
+
+    def ask(f, penalty, **options):
+        jitted = jax.jit(partial(penalty, f, num_probes=5, **options))
+        return jitted(W, x, key).per_example
+
     for penalty, options in (
         (orthogonality_penalty, {"method": "bilinear"}),
         (norm_preservation_penalty, {}),

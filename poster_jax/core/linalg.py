@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from poster_jax.core.typing import Array, Float
 
-__all__ = ["eigh", "qr"]
+__all__ = ["eigh", "qr", "svd"]
 
 
 @jax.custom_batching.sequential_vmap
@@ -53,3 +53,24 @@ def eigh(matrix: Float[Array, "n n"]) -> tuple[Array, Array]:
     """
     values, vectors = jnp.linalg.eigh(matrix)
     return values, vectors
+
+
+@jax.custom_batching.sequential_vmap
+def svd(matrix: Float[Array, "rows columns"]) -> tuple[Array, Array, Array]:
+    """Singular values, descending, and vectors of a matrix: `jnp.linalg.svd`, reduced.
+
+    Args:
+      matrix: (rows, columns).
+
+    Returns:
+      `(U, values, V)` of shapes (rows, k), (k,) and (k, columns), k the smaller of both;
+      `matrix = (U * values) @ V`.
+
+    Source: LAPACK gesdd.
+
+    Example:
+      >>> jax.vmap(svd)(jnp.ones((5, 3, 2)))[1].shape
+      (5, 2)
+    """
+    u, values, v = jnp.linalg.svd(matrix, full_matrices=False)
+    return u, values, v

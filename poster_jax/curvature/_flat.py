@@ -38,11 +38,3 @@ def flatten(op: LinearOperator) -> FlatOperator:
         return unravel(vectors.astype(flat.dtype))
 
     return FlatOperator(product, flat.size, dtype, unflatten)
-
-
-def inner(a: Array, b: Array) -> Array:
-    """`<a, b>` summed in two levels, so that the float32 error grows like sqrt(dim), not dim."""
-    width = max(1, int(a.size**0.5))
-    terms = a * b
-    rows = terms[: terms.size // width * width].reshape(-1, width).sum(axis=1)
-    return rows.sum() + terms[terms.size // width * width :].sum()

@@ -15,8 +15,8 @@ import numpy as np
 from poster_jax.core.checks import check_count, check_finite, check_positive
 from poster_jax.core.linalg import eigh
 from poster_jax.core.typing import Array, Float, PRNGKey
-from poster_jax.curvature._flat import FlatOperator, flatten, inner
-from poster_jax.curvature._lanczos import norm, orthogonalise, unit
+from poster_jax.core.vectors import inner, norm, orthogonalise, unit
+from poster_jax.curvature._flat import FlatOperator, flatten
 from poster_jax.curvature._probes import check_probes, sample
 from poster_jax.curvature.operator import LinearOperator, map_vectors
 

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 
 from poster_jax.core.checks import check_choice, check_count, check_key, check_positive
 from poster_jax.core.typing import Array, Eigenpairs, PRNGKey
-from poster_jax.curvature._flat import FlatOperator, flatten, inner
-from poster_jax.curvature._lanczos import masked_eigh, matmul, norm, orthogonalise, unit
+from poster_jax.core.vectors import inner, matmul, norm, orthogonalise, unit
+from poster_jax.curvature._flat import FlatOperator, flatten
+from poster_jax.curvature._lanczos import masked_eigh
 from poster_jax.curvature._probes import check_operator
 from poster_jax.curvature.operator import LinearOperator
 

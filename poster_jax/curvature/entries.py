@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from poster_jax.core.typing import Estimate, PRNGKey
-from poster_jax.curvature._flat import flatten, inner
+from poster_jax.core.vectors import inner
+from poster_jax.curvature._flat import flatten
 from poster_jax.curvature._probes import check_probes, mean_and_stderr
 from poster_jax.curvature.operator import LinearOperator
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from poster_jax.core.linalg import qr
 from poster_jax.core.typing import Array, Estimate, PRNGKey
-from poster_jax.curvature._flat import flatten, inner
-from poster_jax.curvature._lanczos import matmul
+from poster_jax.core.vectors import inner, matmul
+from poster_jax.curvature._flat import flatten
 from poster_jax.curvature._probes import check_probes, mean_and_stderr, sample
 from poster_jax.curvature.operator import LinearOperator, map_vectors
 

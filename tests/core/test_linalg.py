@@ -12,12 +12,13 @@ from poster_jax.core import linalg
 FACTORISATIONS = {
     "qr": (linalg.qr, lambda q, r: q @ r),
     "eigh": (linalg.eigh, lambda w, v: (v * w) @ v.T),
+    "svd": (linalg.svd, lambda u, s, v: (u * s) @ v),
 }
 
 
 def _matrices(name, dtype):
     matrices = np.random.default_rng(0).normal(size=(4, 5, 5)).astype(dtype)
-    return matrices if name == "qr" else matrices + matrices.swapaxes(1, 2)
+    return matrices if name != "eigh" else matrices + matrices.swapaxes(1, 2)
 
 
 @pytest.mark.parametrize("name", FACTORISATIONS)
@@ -52,7 +53,7 @@ def test_many_at_once_end(name):
 
     @jax.jit
     def run(a, b):
-        step = lambda pair, _: (tuple(jax.vmap(factorise)(m)[1] + m for m in pair), None)  # noqa: E731
+        step = lambda pair, _: (tuple(jax.vmap(factorise)(m)[-1] + m for m in pair), None)  # noqa: E731
         return jax.lax.scan(step, (a, b), None, length=200)[0]
 
     a, b = run(*2 * [jnp.asarray(_matrices(name, np.float32))])

@@ -16,13 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from poster_jax.core.quadrature import split_rule
 from poster_jax.finite_width.nongaussian._pairs import num_inputs, pairs_of
-from poster_jax.finite_width.nongaussian._quadrature import (
-    derivatives,
-    map_chunks,
-    smooth_rule,
-    split_rule,
-)
+from poster_jax.finite_width.nongaussian._quadrature import derivatives, map_chunks, smooth_rule
 from poster_jax.finite_width.nongaussian.activation import Activation
 
 __all__ = [

@@ -1,0 +1,326 @@
+"""Layers together: one forward pass, one scan, one strength; and Flax modules cut into layers."""
+
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from poster_jax.core.devices import data_mesh, replicate, shard_batch
+from poster_jax.core.models import MLP, from_linen
+from poster_jax.core.training import fit, stateful
+from poster_jax.jacobian import (
+    Penalty,
+    StackedLayers,
+    network_penalty,
+    norm_preservation_penalty,
+    orthogonality_penalty,
+    regularised_loss,
+    split_linen,
+    tied_autoencoder_loss,
+)
+
+SIZES = (6, 5, 5, 4, 3)
+
+
+def layer(params, x):
+    return jnp.tanh(x @ params["w"] + params["b"])
+
+
+def make(sizes=SIZES, seed=0, examples=8, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    params = tuple(
+        {
+            "w": (rng.normal(size=(n, m)) / n**0.5).astype(dtype),
+            "b": (0.2 * rng.normal(size=m)).astype(dtype),
+        }
+        for n, m in pairwise(sizes)
+    )
+    return params, rng.normal(size=(examples, sizes[0])).astype(dtype)
+
+
+def forward(params, x):
+    """Activations by numpy, the input first."""
+    hs = [x]
+    for p in params:
+        hs.append(np.tanh(hs[-1] @ p["w"] + p["b"]))
+    return hs
+
+
+def numpy_penalty(p, x):
+    J = (1 - np.tanh(x @ p["w"] + p["b"]) ** 2)[:, :, None] * p["w"].T
+    M = J @ np.swapaxes(J, 1, 2) - np.eye(J.shape[1])
+    return (M**2).sum(axis=(1, 2)).mean()
+
+
+def test_every_layer_has_its_own_penalty_over_its_width(key, x64):
+    params, x = make()
+    hs = forward(params, x)
+    expected = np.array([numpy_penalty(p, h) / p["w"].shape[1] for p, h in zip(params, hs)])  # noqa: B905
+
+    @jax.jit
+    def ask(params, x):
+        ask = partial(network_penalty, (layer,) * 4, params, x, method="exact")
+        return [ask(), ask(select="all"), ask(select=(0, -1))]
+
+    for found, layers in zip(ask(params, x), ([1, 2], [0, 1, 2, 3], [0, 3]), strict=True):
+        np.testing.assert_allclose(found.per_layer, expected[layers], rtol=1e-12)
+        np.testing.assert_allclose(found.total, expected[layers].mean(), rtol=1e-12)
+        np.testing.assert_allclose(found.outputs, hs[-1], rtol=1e-12)
+        assert float(found.standard_error) == 0
+    lone = jax.jit(partial(network_penalty, layer, method="exact"))(params[0], x)
+    np.testing.assert_allclose(lone.per_layer, expected[:1], rtol=1e-12)
+
+
+def test_layers_draw_by_their_number_and_their_errors_add(key, x64):
+    params, x = make(seed=1)
+    hs = forward(params, x)
+    several = (
+        (orthogonality_penalty, {"num_probes": 3, "distribution": "sphere"}),
+        (orthogonality_penalty, {"num_probes": 3, "stop_gradient_input": True}),
+        (norm_preservation_penalty, {"num_probes": 3}),
+        (tied_autoencoder_loss, {}),
+    )
+
+    @jax.jit
+    def ask(key):
+        found, singly = [], []
+        for penalty, options in several:
+            found.append(network_penalty((layer,) * 4, params, x, key, penalty=penalty, **options))
+            singly.append(
+                [
+                    penalty(layer, params[i], hs[i], jax.random.fold_in(key, i), **options)
+                    for i in (1, 2)
+                ]
+            )
+        return found, singly
+
+    for found, singly in zip(*ask(key), strict=True):
+        widths = np.array([5, 4])
+        values, errors = (np.array([p[i] for p in singly]) / widths for i in (0, 2))
+        np.testing.assert_allclose(found.per_layer, values, rtol=1e-12)
+        np.testing.assert_allclose(found.standard_error, (errors**2).sum() ** 0.5 / 2, rtol=1e-12)
+
+
+def _count(jaxpr, name=None):
+    total = 0
+    for eqn in jaxpr.eqns:
+        total += name in (None, eqn.primitive.name)
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += _count(inner, name)
+    return total
+
+
+def test_the_forward_pass_runs_once(key):
+    params, x = make(dtype=np.float32)
+    for penalty in (orthogonality_penalty, norm_preservation_penalty):
+        trace = jax.make_jaxpr(
+            lambda p, x, key, penalty=penalty: network_penalty(
+                (layer,) * 4, p, x, key, penalty=penalty, select="all", num_probes=2
+            )
+        )(params, x, key)
+        assert _count(trace.jaxpr, "tanh") == 4
+
+
+@pytest.mark.parametrize(
+    "select", [(0, 2, 4), *(pytest.param(s, marks=pytest.mark.slow) for s in ("all", (1, 4)))]
+)
+def test_stacked_layers_are_the_unrolled_ones(select, key, x64):
+    params, x = make((6, 5, 5, 5, 5, 3), seed=2)
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *params[1:4])
+    layers = (layer, StackedLayers(layer, 3), layer)
+    both = ((layer,) * 5, params), (layers, (params[0], stacked, params[4]))
+
+    @jax.jit
+    def ask(first, second, key):
+        out = []
+        for layers, params in zip((both[0][0], both[1][0]), (first, second), strict=True):
+
+            def total(params, layers=layers):
+                found = network_penalty(layers, params, x, key, select=select, num_probes=2)
+                return found.total, found
+
+            out.append(jax.grad(total, has_aux=True)(params))
+        return out
+
+    (by_hand, plain), (by_scan, scanned) = ask(both[0][1], both[1][1], key)
+    for a, e in zip(scanned, plain, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-12)
+    gradients = (by_hand[0], jax.tree.map(lambda *a: jnp.stack(a), *by_hand[1:4]), by_hand[4])
+    for a, e in zip(jax.tree.leaves(by_scan), jax.tree.leaves(gradients), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-10, atol=1e-14)
+
+
+def test_depth_does_not_lengthen_the_program_of_stacked_layers(key):
+    params, _ = make((5, 5), dtype=np.float32)
+
+    def length(num):
+        stack = jax.tree.map(lambda a: jnp.broadcast_to(a, (num, *a.shape)), params[0])
+        deep = StackedLayers(layer, num)
+        h = jnp.ones((8, 5))
+        ask = lambda p: network_penalty(deep, p, h, key)  # noqa: E731
+        return _count(jax.make_jaxpr(ask)(stack).jaxpr)
+
+    assert length(30) == length(4)
+
+
+@pytest.mark.slow
+def test_strengths_and_seeds_are_vmapped_and_eight_devices_equal_one(x64):
+    params, x = make(seed=3, examples=16)
+    layers = (layer,) * 4
+
+    def penalty(params, batch, key):
+        return network_penalty(layers, params, batch, key, num_probes=2)
+
+    def loss_fn(params, batch):
+        return (network_penalty(layers, params, batch, method="exact").outputs ** 2).mean()
+
+    def gradient(strength, key, params, x):
+        return jax.value_and_grad(regularised_loss(loss_fn, penalty, strength))(params, x, key)
+
+    strengths, keys = jnp.array([0.0, 0.5, 2.0]), jax.random.split(jax.random.key(1), 3)
+    together = jax.jit(jax.vmap(gradient, (0, 0, None, None)))(strengths, keys, params, x)
+    one = jax.jit(gradient)
+    mesh = data_mesh(8)
+    for i in range(3):
+        single = one(strengths[i], keys[i], params, x)
+        spread = one(*replicate((strengths[i], keys[i], params), mesh), shard_batch(x, mesh))
+        for a, e, s in zip(*map(jax.tree.leaves, (together, single, spread)), strict=True):
+            np.testing.assert_allclose(a[i], e, rtol=1e-6, atol=1e-12)
+            np.testing.assert_allclose(s, e, rtol=1e-10, atol=1e-14)
+    plain = (forward(params, x)[-1] ** 2).mean()
+    np.testing.assert_allclose(together[0][0], plain, rtol=1e-12)
+
+
+def test_a_schedule_reads_the_step_and_a_penalty_trains(key):
+    schedule = optax.linear_schedule(0.0, 1.0, 10)
+    loss = regularised_loss(lambda p, b: jnp.sum(p), lambda p, b, k: Penalty(2.0, b, 0), schedule)
+    np.testing.assert_allclose(loss(jnp.ones(3), jnp.ones(3), key, 5), 3 + 0.5 * 2, rtol=1e-6)
+    Q, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(4, 4)))
+    w, x = (1.3 * Q).astype(np.float32), np.ones((8, 4), np.float32)
+    linear = lambda w, x: x @ w  # noqa: E731
+    penalty = lambda w, x, key: network_penalty(linear, w, x, key)  # noqa: E731
+
+    def train(strength):
+        loss = regularised_loss(lambda w, x: 0 * w.sum(), penalty, strength)
+        step = stateful(lambda p, t, b, k: (loss(p, b, k, t), t + 1))
+        return fit(
+            step, w, x, key, optimizer=optax.sgd(0.1), num_steps=100, model_state=jnp.int32(0)
+        ).params
+
+    trained = jax.jit(jax.vmap(train))(jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(trained[0], w, atol=1e-6)
+    np.testing.assert_allclose(trained[1] @ trained[1].T, np.eye(4), atol=1e-4)
+
+
+class Residual(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x + nn.Dense(x.shape[-1])(jnp.tanh(nn.Dense(5)(x)))
+
+
+class Deep(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        for _ in range(2):
+            x = Residual()(x)
+            x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(2)(x)
+
+
+def test_a_linen_module_is_cut_where_its_layers_are_called(key, x64):
+    module = MLP((5, 4, 3), activation=jnp.tanh)
+    x = np.random.default_rng(5).normal(size=(6, 2, 3))
+    params = from_linen(module).init(key, x)
+    layers = split_linen(module, params, x)
+    own = [{"w": params[f"Dense_{i}"]["kernel"], "b": params[f"Dense_{i}"]["bias"]} for i in (0, 1)]
+    flat = x.reshape(6, 6)
+    hs = forward(own, flat)
+
+    @jax.jit
+    def ask(params):
+        found = network_penalty(layers, (params,) * 3, x, method="exact", select="all")
+        return found, module.apply({"params": params}, jnp.asarray(x))
+
+    found, outputs = ask(params)
+    expected = [numpy_penalty(p, h) / w for p, h, w in zip(own, hs, (5, 4))]  # noqa: B905
+    np.testing.assert_allclose(found.per_layer[:2], expected, rtol=1e-12)
+    np.testing.assert_allclose(found.outputs, outputs, rtol=1e-12)
+
+
+class ByName(nn.Module):
+    lift: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.remat(nn.Dense) if self.lift else nn.Dense
+        x = jnp.tanh(layer(3)(inputs=x))
+        return layer(2)(inputs=x)
+
+
+def test_inputs_by_name_are_found_and_lifted_modules_refused(key):
+    x = jnp.ones((4, 3))
+    params = jax.jit(ByName().init)(key, x)["params"]
+    layers = split_linen(ByName(), params, x)
+    hidden = jnp.tanh(x @ params["Dense_0"]["kernel"])
+    np.testing.assert_allclose(layers[0](params, x), hidden, rtol=1e-6)
+    params = {f"CheckpointDense_{i}": params[f"Dense_{i}"] for i in (0, 1)}
+    with pytest.raises(ValueError, match=r"inside nn\.remat, nn\.scan or nn\.jit"):
+        split_linen(ByName(lift=True), params, x)
+
+
+def test_blocks_with_state_are_cut_whole_and_training_mode_is_coupled(key, x64):
+    x = np.random.default_rng(6).normal(size=(4, 3))
+    variables = jax.jit(Deep().init)(key, x)
+    params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
+    with pytest.raises(ValueError, match="something passes by a cut"):
+        split_linen(Deep(), params, x, state=state, boundary=nn.Dense)
+    layers = split_linen(Deep(), params, x, state=state, boundary=Residual)
+    assert len(layers) == 2
+    train = split_linen(Deep(), params, x, state=state, boundary=Residual, train=True)
+    found = jax.jit(
+        lambda params: network_penalty(
+            train, (params,) * 2, x, method="exact", coupled=True, select="all"
+        )
+    )(params)
+    J = np.asarray(jax.jit(jax.jacrev(lambda x: train[0](params, x)))(x)).reshape(12, 12)
+    M = J @ J.T - np.eye(12)
+    np.testing.assert_allclose(found.per_layer[0], (M**2).sum() / 4 / 3, rtol=1e-12)
+
+
+@pytest.mark.bad_input
+def test_bad_input(key):
+    params, x = make(dtype=np.float32)
+    layers = (layer,) * 4
+    ask = partial(network_penalty, layers, params, x, key)
+    with pytest.raises(ValueError, match="got 4 layers and 3 params"):
+        network_penalty(layers, params[:3], x, key)
+    with pytest.raises(ValueError, match="select must be 'hidden', 'all'"):
+        ask(select="last")
+    with pytest.raises(ValueError, match="select must name layers from 0 to 3, got 4"):
+        ask(select=(4,))
+    with pytest.raises(ValueError, match="at least one of the 2 layers, got 'hidden'"):
+        network_penalty(layers[:2], params[:2], x, key)
+    with pytest.raises(TypeError, match=r"layers\[1\] must be a function"):
+        network_penalty((layer, None), params[:2], x, key, select="all")
+    with pytest.raises(TypeError, match="key must be a PRNG key"):
+        network_penalty(layers, params, x)
+    with pytest.raises(ValueError, match=r"params\[0\] must have a leading axis of num_layers=2"):
+        network_penalty((StackedLayers(layer, 2),), (params[0]["w"],), x, key, select="all")
+    stack = jax.tree.map(lambda a: jnp.stack([a, a]), params[0])
+    with pytest.raises(ValueError, match="must keep shape and dtype"):
+        network_penalty(StackedLayers(layer, 2), stack, x, key, select="all")
+    with pytest.raises(ValueError, match="strength must be finite and at least 0"):
+        regularised_loss(lambda p, b: 0.0, lambda p, b, k: 0.0, -1.0)
+    with pytest.raises(TypeError, match="penalty must be a function"):
+        regularised_loss(lambda p, b: 0.0, 1.0, 1.0)
+    with pytest.raises(TypeError, match=r"module must be a flax\.linen\.Module"):
+        split_linen(layer, params, x)
+    with pytest.raises(ValueError, match="must call at least one of"):
+        split_linen(nn.LayerNorm(use_bias=False, use_scale=False), {}, x)

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from poster_jax import finite_width as finite_width
     from poster_jax import flatness as flatness
     from poster_jax import gradient_noise as gradient_noise
+    from poster_jax import jacobian as jacobian
     from poster_jax import kernels as kernels
 
-__all__ = ["core", "curvature", "finite_width", "flatness", "gradient_noise", "kernels"]
+__all__ = [
+    "core", "curvature", "finite_width", "flatness", "gradient_noise", "jacobian", "kernels",
+]  # fmt: skip
 
 try:
     __version__ = version("poster_jax")

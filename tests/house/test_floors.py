@@ -20,6 +20,7 @@ METHODS = {
     "finite_width": {"core", "kernels"},
     "flatness": {"core", "curvature"},
     "gradient_noise": {"core", "curvature"},
+    "jacobian": {"core"},
 }
 MAY_IMPORT = ENGINES | METHODS
 

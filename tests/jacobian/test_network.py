@@ -76,6 +76,7 @@ def test_every_layer_has_its_own_penalty_over_its_width(key, x64):
     np.testing.assert_allclose(lone.per_layer, expected[:1], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_layers_draw_by_their_number_and_their_errors_add(key, x64):
     params, x = make(seed=1)
     hs = forward(params, x)
@@ -275,6 +276,7 @@ def test_inputs_by_name_are_found_and_lifted_modules_refused(key):
         split_linen(ByName(lift=True), params, x)
 
 
+@pytest.mark.slow
 def test_blocks_with_state_are_cut_whole_and_training_mode_is_coupled(key, x64):
     x = np.random.default_rng(6).normal(size=(4, 3))
     variables = jax.jit(Deep().init)(key, x)

@@ -83,6 +83,7 @@ def test_probes_have_identity_covariance_and_the_sphere_its_radius(key, x64):
     assert (v**2).sum(axis=(2, 3)).std() > 0.1
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_the_spread_over_keys_and_the_gradient_is_unbiased(x64):
     W, b, x = draw(4, 5, examples=5, seed=5)
 
@@ -139,6 +140,7 @@ def test_a_whole_batch_vector_is_the_sum_over_uncoupled_examples(key, x64):
         np.testing.assert_allclose(alone, whole, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_coupled_examples_have_the_jacobian_of_the_whole_batch(x64):
     W, _, x = draw(3, 4, examples=4, seed=11)
     J = np.asarray(jax.jacrev(partial(batch_norm, W))(x)).reshape(12, 16)

@@ -136,6 +136,7 @@ def test_orthogonal_linear_layers_keep_the_norm(x64):
     assert float(jnp.abs(bound.deviation).max()) < 1e-12
 
 
+@pytest.mark.slow
 def test_the_bounds_are_the_products_of_singular_values(x64):
     layers, ws, x = make_network()
     bound = sandwich_bound(layers, ws, x)

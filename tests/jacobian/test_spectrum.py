@@ -90,6 +90,7 @@ def test_lanczos_finds_the_largest(widths, block_size, key, x64):
     assert int(found.num_products.max()) < 260  # what the explicit Jacobian costs
 
 
+@pytest.mark.slow
 def test_a_repeated_value_is_found_as_often_as_it_is_there(key, x64):
     """A Krylov space of one vector holds one copy; a block of as many vectors holds them all."""
     w = with_values([3.0, 3.0, 3.0, 2.5], 300)
@@ -98,6 +99,7 @@ def test_a_repeated_value_is_found_as_often_as_it_is_there(key, x64):
     assert bool(found.converged.all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, pytest.param(1e-12, marks=pytest.mark.slow), 0.0])
 def test_a_closed_krylov_space_goes_on_with_random_vectors(scale, key, x64):
     """Of an isometry every vector is singular; of rank 1 all but one value are 0."""
@@ -114,6 +116,7 @@ def test_a_closed_krylov_space_goes_on_with_random_vectors(scale, key, x64):
     assert bool(found.converged.all())
 
 
+@pytest.mark.slow
 def test_what_has_not_converged_says_so(key, x64):
     w = with_values([], 300)
     find = lambda w, c: singular_values(  # noqa: E731
@@ -142,6 +145,7 @@ def test_a_population_is_a_vmap_and_float32_is_known_to_its_rounding(key):
     assert bool(found.converged.all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_moments_are_unbiased_with_the_standard_error_they_state(dtype, key):
     with jax.enable_x64(dtype == np.float64):

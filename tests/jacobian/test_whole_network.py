@@ -66,6 +66,7 @@ def test_exact_is_the_definition_and_so_is_its_gradient(x64, name, num_out):
     np.testing.assert_allclose(found[1][2, 1, 1], change / (2 * step), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_one_projection_is_unbiased_with_the_variance_of_the_sphere(x64):
     params, x = problem(4)
     draws = jax.jit(jax.vmap(lambda key: jacobian_norm_penalty(mlp, params, x, key)))
@@ -94,6 +95,7 @@ def test_two_probes_estimate_the_off_diagonal_without_bias(x64):
     assert np.all(np.isinf(found.standard_error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("penalty", "option"),
     [(jacobian_norm_penalty, "num_projections"), (off_diagonal_penalty, "num_probes")],

@@ -15,7 +15,7 @@ from poster_jax.kernels import empirical
 from poster_jax.kernels.batch import batch
 from poster_jax.kernels.linearize import linearize
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.slow]
 X = np.random.default_rng(0).normal(size=(5, 4, 3, 2))
 
 

@@ -8,6 +8,8 @@ import scipy.stats
 
 from poster_jax.kernels import predict, stax
 
+pytestmark = pytest.mark.slow  # in favour of a quick `make test`
+
 RNG = np.random.default_rng(0)
 
 

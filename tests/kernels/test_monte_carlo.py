@@ -8,6 +8,8 @@ from poster_jax.kernels import stax
 from poster_jax.kernels.empirical import empirical_kernel_fn
 from poster_jax.kernels.monte_carlo import monte_carlo_kernel_fn
 
+pytestmark = pytest.mark.slow  # in favour of a quick `make test`
+
 X1, X2 = np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32)
 
 

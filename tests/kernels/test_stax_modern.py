@@ -11,6 +11,8 @@ import pytest
 
 from poster_jax.kernels import Kernel, stax
 
+pytestmark = pytest.mark.slow  # in favour of a quick `make test`
+
 WIDTH, NETWORKS = 256, 256
 
 

@@ -17,6 +17,8 @@ from poster_jax.kernels.batch import batch
 from poster_jax.kernels.disk import kernel_to_disk
 from poster_jax.kernels.empirical import empirical_ntk_fn
 
+pytestmark = pytest.mark.slow  # in favour of a quick `make test`
+
 RNG = np.random.default_rng(0)
 
 

@@ -147,6 +147,7 @@ def test_closed_four_point_functions_equal_quadrature(name, covariance, x64):
     np.testing.assert_allclose(jax.jit(phi.fourth)(cov), found, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_polynomials_are_exact_by_isserlis(covariance, x64):
     """E[(z_a z_b z_c z_d)^2] by the sum over all 105 pairings of eight."""
 

@@ -32,6 +32,7 @@ def test_a_linear_network_has_the_isserlis_vertex(inputs):
     np.testing.assert_allclose(found.G1, 0, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_the_kernel_is_that_of_stax(inputs):
     layers = [
         stax.Dense(64, 1.3, 0.2), stax.Erf(), stax.Dense(32, 1.1, 0.3), stax.Relu(),

@@ -19,8 +19,9 @@ def six():
 
 @pytest.mark.parametrize(
     "phi",
-    ["tanh", "relu", "quadratic", pytest.param("linear", marks=pytest.mark.slow),
-     pytest.param(MIXED, id="mixed")],
+    ["tanh", *(pytest.param(phi, marks=pytest.mark.slow) for phi in ("relu", "quadratic")),
+     pytest.param("linear", marks=pytest.mark.slow),
+     pytest.param(MIXED, id="mixed", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_tiles_hold_the_dense_vertex(phi, six, x64, tmp_path):
     """Sampled, polynomial, closed; of one activation and of several."""
@@ -36,6 +37,7 @@ def test_tiles_hold_the_dense_vertex(phi, six, x64, tmp_path):
         np.testing.assert_allclose(getattr(tiled, name), exact, rtol=0, atol=1e-12 * size)
 
 
+@pytest.mark.slow
 def test_a_rule_over_few_inputs_is_taken_here_too(inputs, tmp_path):
     options = {"depth": 2, "C_W": 1.4, "degree_of_four": 8}
     dense = ng.finite_width_kernel("sin", inputs, 30, **options)

@@ -26,7 +26,13 @@ from poster_jax.jacobian._layer import LayerFn, check_layer, linearise
 from poster_jax.jacobian._penalty import Penalty
 from poster_jax.jacobian.orthogonality import orthogonality_penalty
 
-__all__ = ["NetworkPenalty", "StackedLayers", "network_penalty", "regularised_loss"]
+__all__ = [
+    "NetworkPenalty",
+    "StackedLayers",
+    "layer_counts",
+    "network_penalty",
+    "regularised_loss",
+]
 
 
 class NetworkPenalty(NamedTuple):
@@ -123,7 +129,7 @@ def network_penalty(
         layers, params, select = (layers,), (params,), "all"
     elif isinstance(layers, StackedLayers):
         layers, params = (layers,), (params,)
-    lengths = _lengths(layers, params)
+    lengths = layer_counts(layers, params)
     check_batch(x, "x")
     x = jnp.asarray(x)
     chosen = _chosen(select, sum(lengths))
@@ -206,7 +212,7 @@ def regularised_loss(
     return loss
 
 
-def _lengths(layers: Any, params: Any) -> list[int]:
+def layer_counts(layers: Any, params: Any) -> list[int]:
     """How many layers each member counts for; ValueError or TypeError for what does not fit."""
     layers, params = list(layers), list(params)
     if not layers or len(layers) != len(params):

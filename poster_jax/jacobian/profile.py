@@ -21,8 +21,7 @@ from poster_jax.core.checks import check_callable
 from poster_jax.core.typing import Array, Float, Params
 from poster_jax.jacobian._layer import LayerFn, check_layer
 from poster_jax.jacobian._linear_map import explicit_svd, linear_map
-from poster_jax.jacobian.network import StackedLayers
-from poster_jax.jacobian.network import _lengths as check_lengths
+from poster_jax.jacobian.network import StackedLayers, layer_counts
 
 __all__ = ["SandwichBound", "gradient_norm_profile", "gradient_ratio", "sandwich_bound"]
 
@@ -228,7 +227,7 @@ def _checked(
         if not isinstance(value, tuple | list):
             raise TypeError(f"{name} must be a tuple, one a layer, got {type(value).__name__}.")
     layers, params = tuple(layers), tuple(params)
-    check_lengths(layers, params)
+    layer_counts(layers, params)
     check_layer(lambda _, x: x, (), x, "x")
 
     # Traced, since between layers there are shapes and no values.

@@ -261,6 +261,29 @@ def test_equal_inputs_with_equal_masks():
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+@stax.layer
+def FreshNoise(variance):  # noqa: N802
+    """A user's layer that adds noise of its own to every example, as Dropout does."""
+
+    def kernel_fn(k, **kwargs):
+        return k.replace(cov1=k.cov1 + variance)
+
+    return lambda rng, shape: (shape, ()), lambda params, x, **kwargs: x, kernel_fn
+
+
+@pytest.mark.parametrize("variance", [1e-3, 1.0])
+def test_equal_inputs_need_not_have_equal_outputs(variance, x64):
+    """Outputs of the same input with noise of their own are apart, and their kernel says so."""
+    net = stax.serial(stax.Dense(1), FreshNoise(variance), stax.Relu())
+    x = np.ones((2, 3))
+    v = 1 + variance
+    theta = np.arccos(1 / v)
+    found = jax.jit(lambda x: tuple(net[2](x, None, ("nngp", "ntk"))))(x)
+    exact = v * (np.sin(theta) + (np.pi - theta) * np.cos(theta)) / (2 * np.pi)
+    slope = (np.pi - theta) / (2 * np.pi)  # times the kernel of the first layer, 1
+    np.testing.assert_allclose([k[0, 1] for k in found], [exact, slope], rtol=1e-12)
+
+
 def test_convolutions_with_zero_images_and_equal_images():
     """The user's issue 14: zeros in the input."""
     conv = stax.Conv(1, (3,), padding="SAME", W_std=1.4)

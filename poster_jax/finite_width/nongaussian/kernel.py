@@ -101,7 +101,8 @@ def finite_width_kernel(
       depth: number of hidden layers, with an activation.
       C_W: variance of the weights times their number of inputs, with an activation; None: 1.
       C_b: variance of the biases, with an activation; None: 0.
-      form: "dense" (V of P^2 entries, to N about 60) or "factored" (R P entries).
+      form: "dense" (V of P^2 entries, to N about 60; beyond, `vertex_to_disk`) or "factored" (R P
+        entries).
       fourth: Gaussian expectations of four outputs: "closed", "quadrature", "sampling", or "auto":
         closed or exact where that can be, else sampling. The factored form samples.
       degree: quadrature points a side for two outputs, where no closed form is known.

@@ -19,7 +19,8 @@ from poster_jax.kernels.stax._carried import (
     scales,
     variances,
 )
-from poster_jax.kernels.stax._gap import same_entry, same_position, zero_between_equal
+from poster_jax.kernels.stax._dependent_gap import zero_between_equal
+from poster_jax.kernels.stax._gap import same_entry, same_position
 from poster_jax.kernels.stax._smooth_gap import gap_of_smooth
 from poster_jax.kernels.stax.requirements import Diagonal, requires
 from poster_jax.kernels.stax.windows import examples_innermost

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from poster_jax.core.checks import check_choice
 from poster_jax.kernels import _pairs
 from poster_jax.kernels.kernel import Kernel
-from poster_jax.kernels.stax._gap import among_equal
+from poster_jax.kernels.stax._dependent_gap import among_equal
 from poster_jax.kernels.stax.dense import affine
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import supports_masking

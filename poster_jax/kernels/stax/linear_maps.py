@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from poster_jax.kernels import _pairs
-from poster_jax.kernels.stax._gap import through_weights
+from poster_jax.kernels.stax._dependent_gap import through_weights
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import supports_masking
 from poster_jax.kernels.stax.requirements import Bool, Diagonal, requires

@@ -12,7 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from poster_jax.kernels import _pairs
-from poster_jax.kernels.stax._gap import through_mean, through_pool
+from poster_jax.kernels.stax._dependent_gap import through_pool
+from poster_jax.kernels.stax._gap import through_mean
 from poster_jax.kernels.stax.layer import layer
 from poster_jax.kernels.stax.masking import mean_and_variance, supports_masking
 from poster_jax.kernels.stax.requirements import Bool, Diagonal, requires

@@ -206,11 +206,16 @@ def _real_array(name: str, value: Any) -> np.ndarray | None:
 
 def _num_non_finite(leaf: Any) -> int:
     # numpy reads a CPU array in place and compiles nothing; other arrays stay where they are.
-    on_host = not isinstance(leaf, jax.Array) or (
-        leaf.is_fully_addressable and all(d.platform == "cpu" for d in leaf.devices())
-    )
-    finite = np.isfinite(np.asarray(leaf)) if on_host else jnp.isfinite(leaf)
-    return int(leaf.size - finite.sum())
+    if _on_host(leaf):
+        return int(leaf.size - np.isfinite(np.asarray(leaf)).sum())
+    with jax.ensure_compile_time_eval():  # a constant of a program that is being traced is read now
+        return int(leaf.size - jnp.isfinite(leaf).sum())
+
+
+def _on_host(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array):
+        return True
+    return leaf.is_fully_addressable and all(d.platform == "cpu" for d in leaf.devices())
 
 
 def _is_floating(leaf: Any) -> bool:

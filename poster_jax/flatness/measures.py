@@ -292,7 +292,7 @@ def _neuronwise_max_eigenvalue(
     neurons = (jnp.eye(len(weights), dtype=weights.dtype), jax.random.split(key, len(weights)))
     values, residuals, products = jax.lax.map(search, neurons, batch_size=at_once)
     squared = jnp.sum(jnp.square(weights), axis=1)
-    return Estimate(squared @ values, squared @ residuals, products.sum())
+    return Estimate((squared * values).sum(), (squared * residuals).sum(), products.sum())
 
 
 def _mix_neurons(_: None, factor: Array, signs: Array) -> Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from poster_jax.core.checks import check_finite, check_positive
 from poster_jax.core.linalg import eigh
+from poster_jax.core.precision import full_precision
 
 __all__ = [
     "KernelSpectrum",
@@ -38,6 +39,7 @@ class KernelSpectrum(NamedTuple):
     vectors: Any
 
 
+@full_precision
 def kernel_spectrum(kernel: Any) -> KernelSpectrum:
     """All eigenvalues of a kernel, the largest first.
 
@@ -88,6 +90,7 @@ def effective_dimension(values: Any, ridge: Any) -> Any:
     return jnp.sum(values / (values + ridge))
 
 
+@full_precision
 def label_alignment(kernel: Any, targets: Any) -> Any:
     """The cosine between the centred kernel and that of the targets, `<HKH, YY^T> / (|.| |.|)`.
 
@@ -118,6 +121,7 @@ def label_alignment(kernel: Any, targets: Any) -> Any:
     return inner / (jnp.linalg.norm(kernel) * jnp.linalg.norm(targets.T @ targets))
 
 
+@full_precision
 def learned_share(spectrum: KernelSpectrum, targets: Any) -> Any:
     """Which share of the targets' squares lies along the first k directions, for every k.
 

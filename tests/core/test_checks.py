@@ -118,3 +118,20 @@ def test_traced_values_pass_and_traced_shapes_do_not():
     assert jax.jit(lambda p, b: (checks.check_loss(_loss, p, b), p)[1])(PARAMS, BATCH)
     with pytest.raises(ValueError, match="do not fit"):
         jax.jit(lambda p, b: (checks.check_loss(_loss, p, b), p)[1])({"w": jnp.ones((4, 2))}, BATCH)
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_arrays_on_an_accelerator_are_read_while_a_program_is_traced(bad, monkeypatch):
+    monkeypatch.setattr(checks, "_on_host", lambda leaf: False)
+    array = jnp.ones(3).at[1].set(jnp.nan if bad else 1)
+
+    @jax.jit
+    def program(x):
+        checks.check_finite("array", array)
+        return x + array
+
+    if bad:
+        with pytest.raises(ValueError, match="array must be finite, got 1 NaN or infinite entries"):
+            program(jnp.zeros(3))
+    else:
+        np.testing.assert_array_equal(program(jnp.zeros(3)), 1)

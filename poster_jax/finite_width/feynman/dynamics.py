@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poster_jax.core.checks import check_finite, check_positive, is_traced
+from poster_jax.core.precision import full_precision
 from poster_jax.core.typing import Array, Float
 
 __all__ = ["FirstOrderDynamics", "first_order_dynamics"]
@@ -39,6 +40,7 @@ class FirstOrderDynamics(NamedTuple):
     residual_order0: Any
 
 
+@full_precision
 def first_order_dynamics(
     theta0: Float[Array, "points points"],
     o3: Float[Array, "points points points"],

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from poster_jax.core.checks import check_apply, check_callable, check_count
 from poster_jax.core.typing import ApplyFn, Array, Float, Params, Scalar
+from poster_jax.core.vectors import matmul
 from poster_jax.finite_width.feynman._clusters import directional
 
 __all__ = ["Hierarchy", "hierarchy", "hierarchy_fn"]
@@ -132,7 +133,7 @@ def hierarchy(
 
     def kernel(params: Params) -> Any:
         leaves = [leaf.reshape(len(x), -1) for leaf in jax.tree.leaves(gradients(params))]
-        return sum(leaf @ leaf.T for leaf in leaves)
+        return sum(matmul(leaf, leaf.T) for leaf in leaves)
 
     def raised(operator: Callable[[Params], Any]) -> Callable[[Params], Any]:
         """The next order: its last axis is the direction."""

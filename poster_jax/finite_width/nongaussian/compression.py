@@ -6,12 +6,14 @@ import numpy as np
 
 from poster_jax.core.checks import check_count
 from poster_jax.core.linalg import eigh, qr
+from poster_jax.core.precision import full_precision
 from poster_jax.core.typing import Array, Float
 from poster_jax.finite_width.nongaussian._pairs import num_inputs, pairs_of
 
 __all__ = ["compress"]
 
 
+@full_precision
 def compress(factors: Float[Array, "terms pairs"], *, rank: int) -> tuple[Array, Array]:
     """The best `rank` factors, by a randomised singular value decomposition.
 

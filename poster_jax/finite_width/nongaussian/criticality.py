@@ -15,6 +15,7 @@ import numpy as np
 import scipy.optimize
 
 from poster_jax.core.checks import check_count, check_positive
+from poster_jax.core.precision import full_precision
 from poster_jax.finite_width.nongaussian._dual import variance_slopes
 from poster_jax.finite_width.nongaussian.activation import Activation, activation
 
@@ -54,6 +55,7 @@ class Susceptibilities(NamedTuple):
     K: Any
 
 
+@full_precision
 def susceptibilities(
     phi: str | Callable[..., Any] | Activation, K: Any, *, C_W: Any, C_b: Any = 0.0,
     degree: int = 160,
@@ -90,6 +92,7 @@ def susceptibilities(
     return Susceptibilities(*(part.reshape(K.shape) for part in parts))
 
 
+@full_precision
 def critical_initialization(phi: str | Callable[..., Any] | Activation) -> Criticality:
     """The variances at which signals neither grow nor die with depth.
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from poster_jax.core.checks import check_count, check_key, check_positive
+from poster_jax.core.precision import full_precision
 from poster_jax.core.typing import Estimate
 from poster_jax.finite_width.nongaussian.activation import Activation
 from poster_jax.finite_width.nongaussian.kernel import resolve
@@ -42,6 +43,7 @@ class ExactPosterior(NamedTuple):
     num_nonfinite: Any
 
 
+@full_precision
 def exact_posterior(
     phi: Network | str | Callable[..., Any] | Activation,
     x: Any,
@@ -113,6 +115,7 @@ def _compiled(
     return _weighted(*(a.reshape(groups * group, *a.shape[2:])[:num] for a in found))
 
 
+@full_precision
 def weighted_posterior(G: Any, y: Any, *, noise: Any) -> ExactPosterior:
     """`exact_posterior` from sampled covariances: many widths of one `sample_covariances`, say.
 

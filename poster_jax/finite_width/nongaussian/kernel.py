@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from poster_jax.core.checks import check_choice
+from poster_jax.core.precision import full_precision
 from poster_jax.finite_width.nongaussian._fourth import method_of
 from poster_jax.finite_width.nongaussian._pairs import from_pairs
 from poster_jax.finite_width.nongaussian.activation import Activation
@@ -74,6 +75,7 @@ class FiniteWidthKernel(NamedTuple):
         return self._replace(widths=self.widths * scale)
 
 
+@full_precision
 def finite_width_kernel(
     phi: Network | str | Callable[..., Any] | Activation,
     x: Any,
@@ -140,6 +142,7 @@ def finite_width_kernel(
     return FiniteWidthKernel(state.K, state.G1, V, jnp.asarray(sizes), state.lost)
 
 
+@full_precision
 def layer_flow(
     phi: Network | str | Callable[..., Any] | Activation,
     x: Any,
@@ -182,6 +185,7 @@ def layer_flow(
     return flow
 
 
+@full_precision
 def expand_vertex(kernel: FiniteWidthKernel | LayerState) -> Any:
     """The vertex with all its entries, V_(ab)(cd).
 

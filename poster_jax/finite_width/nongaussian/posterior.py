@@ -29,6 +29,7 @@ import jax.scipy.linalg
 import numpy as np
 
 from poster_jax.core.checks import check_choice, check_finite, check_positive, is_traced
+from poster_jax.core.precision import full_precision
 from poster_jax.finite_width.nongaussian._pairs import from_pairs, pairs_of
 from poster_jax.finite_width.nongaussian.kernel import FiniteWidthKernel
 
@@ -70,6 +71,7 @@ class Posterior(NamedTuple):
         return jnp.diagonal(self.covariance, axis1=1, axis2=2).T
 
 
+@full_precision
 def posterior(
     kernel: FiniteWidthKernel, y: Any, *, noise: Any, resummation: str = "none"
 ) -> Posterior:

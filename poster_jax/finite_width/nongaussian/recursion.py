@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from poster_jax.core.checks import check_choice, check_count, check_finite, check_positive
+from poster_jax.core.precision import full_precision
 from poster_jax.finite_width.nongaussian._dual import (
     apply_jacobian,
     contract_hessian,
@@ -119,6 +120,7 @@ def rules(
     return Rules(fourth, degree, degree_of_four, num_samples, seed, rank)
 
 
+@full_precision
 def first_layer(x: Any, *, C_W: Any, C_b: Any, factored: bool = False) -> LayerState:
     """The first layer, which is exactly Gaussian: K = C_b + C_W x.x' / n_0, no vertex.
 
@@ -148,6 +150,7 @@ def first_layer(x: Any, *, C_W: Any, C_b: Any, factored: bool = False) -> LayerS
     return LayerState(K, jnp.zeros_like(K), V, jnp.zeros((), K.dtype))
 
 
+@full_precision
 def layer_recursion(
     state: LayerState,
     phi: str | Callable[..., Any] | Activation,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from poster_jax.core.checks import check_count, check_key
+from poster_jax.core.precision import full_precision
 from poster_jax.finite_width.nongaussian._quadrature import zero_pivot_cholesky
 from poster_jax.finite_width.nongaussian.activation import Activation
 from poster_jax.finite_width.nongaussian.kernel import resolve
@@ -25,6 +26,7 @@ __all__ = ["chain", "group_size", "sample_covariances", "sample_flow"]
 _GROUP = 2**21
 
 
+@full_precision
 def sample_covariances(
     phi: Network | str | Callable[..., Any] | Activation,
     x: Any,
@@ -70,6 +72,7 @@ def sample_covariances(
     return _sample(phi, x, key, num_samples, widths, depth, C_W, C_b)[:, -1]
 
 
+@full_precision
 def sample_flow(
     phi: Network | str | Callable[..., Any] | Activation,
     x: Any,

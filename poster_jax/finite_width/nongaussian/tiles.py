@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poster_jax.core.checks import is_traced
+from poster_jax.core.precision import full_precision
 from poster_jax.finite_width.nongaussian._dual import apply_jacobian, dual_derivatives
 from poster_jax.finite_width.nongaussian._fourth import (
     activations,
@@ -59,6 +60,7 @@ class _Layer(NamedTuple):
     scale: Any
 
 
+@full_precision
 def vertex_to_disk(
     path: str | os.PathLike[str],
     phi: Network | str | Callable[..., Any] | Activation,

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from poster_jax.core.precision import full_precision
 from poster_jax.core.typing import Array
 from poster_jax.kernels.empirical.factors import Derivative
 from poster_jax.kernels.empirical.labels import Labels
@@ -16,6 +17,7 @@ __all__ = ["contract"]
 _GROUP, _IN, _OUT, _PLACE_1, _PLACE_2 = range(1000, 1005)
 
 
+@full_precision
 def contract(
     first: Derivative,
     second: Derivative,

@@ -44,7 +44,8 @@ class Labels(NamedTuple):
 
     def contract(self, *operands: Any) -> Array:
         """`einsum` of arrays and their labels, in the order of least work, over the traced size."""
-        return jnp.einsum(*operands, self.kernel, optimize="optimal") / self.num_traced
+        out = jnp.einsum(*operands, self.kernel, optimize="optimal", precision="highest")
+        return out / self.num_traced
 
     def product(self, a: Array, left: list[int], b: Array, right: list[int]) -> Array:
         """`contract` of arrays (outputs..., entries) labelled `left` and `right`, over entries.
@@ -65,7 +66,7 @@ class Labels(NamedTuple):
 
         rows, row_labels, row_shape = matrix(a, left)
         columns, column_labels, column_shape = matrix(b, right)
-        out = jax.lax.dot_general(rows, columns, (((1,), (1,)), ((), ())))
+        out = jax.lax.dot_general(rows, columns, (((1,), (1,)), ((), ())), precision="highest")
         names = row_labels + column_labels
         order = [names.index(label) for label in self.kernel]
         return out.reshape(row_shape + column_shape).transpose(order) / self.num_traced

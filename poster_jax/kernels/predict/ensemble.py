@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from poster_jax.core.checks import check_callable, check_positive, is_traced
+from poster_jax.core.precision import full_precision
 from poster_jax.core.typing import Array
 from poster_jax.kernels._axes import as_matrix, interleave, row_shape
 from poster_jax.kernels._get import answer, requested
@@ -21,6 +22,7 @@ __all__ = ["gradient_descent_mse_ensemble"]
 _Kernel = namedtuple("Kernel", ("nngp", "ntk"), defaults=(None, None))
 
 
+@full_precision
 def gradient_descent_mse_ensemble(
     kernel_fn: Callable[..., Any],
     x_train: Any,
@@ -96,6 +98,7 @@ def gradient_descent_mse_ensemble(
         prior = kernel_fn(x_test, None, "nngp", **own_kwargs) if compute_cov else None
         return cross, prior
 
+    @full_precision
     def predict_fn(
         t: Any = None,
         x_test: Any = None,

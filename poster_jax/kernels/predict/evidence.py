@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg
 
 from poster_jax.core.checks import check_positive, is_traced
+from poster_jax.core.precision import full_precision
 from poster_jax.core.typing import Array
 from poster_jax.kernels._axes import as_matrix, interleave
 from poster_jax.kernels.predict.factor import regularise
@@ -21,6 +22,7 @@ from poster_jax.kernels.predict.layout import Layout, check_kernels, layout_of
 __all__ = ["leave_one_out", "log_marginal_likelihood"]
 
 
+@full_precision
 def log_marginal_likelihood(
     k_train_train: Any,
     y_train: Any,
@@ -65,6 +67,7 @@ def log_marginal_likelihood(
     )
 
 
+@full_precision
 def leave_one_out(
     k_train_train: Any,
     y_train: Any,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from poster_jax.core.checks import check_positive
+from poster_jax.core.precision import full_precision
 from poster_jax.core.typing import Array
 from poster_jax.kernels._axes import as_matrix, interleave, row_shape
 from poster_jax.kernels._get import answer, requested
@@ -29,6 +30,7 @@ class Gaussian(NamedTuple):
     covariance: Any
 
 
+@full_precision
 def gp_inference(
     k_train_train: Any,
     y_train: Any,
@@ -111,6 +113,7 @@ def gp_inference(
             change = -cross @ solve(cross.T)
         return Gaussian(mean, prior + interleave(change.reshape(*rows, *rows)))
 
+    @full_precision
     def predict_fn(get: Any = None, k_test_train: Any = None, k_test_test: Any = None) -> Any:
         """Mean, or mean and covariance, for each name in `get`."""
         values = {}

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from poster_jax.core.checks import check_positive
+from poster_jax.core.precision import full_precision
 from poster_jax.kernels._axes import as_matrix, row_shape
 from poster_jax.kernels.predict.dynamics import relaxation, transfer
 from poster_jax.kernels.predict.factor import regularise, remember, solver, spectrum
@@ -14,6 +15,7 @@ from poster_jax.kernels.predict.layout import check_kernels, layout_of
 __all__ = ["gradient_descent_mse"]
 
 
+@full_precision
 def gradient_descent_mse(
     k_train_train: Any,
     y_train: Any,
@@ -107,6 +109,7 @@ def gradient_descent_mse(
             answers.append(_at_start(fx_test_0, len(times)) + change)
         return tuple(answers) if len(answers) > 1 else answers[0]
 
+    @full_precision
     def predict_fn(
         t: Any = None, fx_train_0: Any = 0.0, fx_test_0: Any = None, k_test_train: Any = None
     ) -> Any:

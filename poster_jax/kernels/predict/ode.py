@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental.ode import odeint
 
 from poster_jax.core.checks import check_callable, check_positive, is_traced
+from poster_jax.core.precision import full_precision
 from poster_jax.core.typing import Array
 from poster_jax.kernels._axes import as_matrix, row_shape
 from poster_jax.kernels.predict.layout import Layout, check_kernels, layout_of
@@ -50,6 +51,7 @@ class ODEState:
         return tuple(self.asdict().values())
 
 
+@full_precision
 def gradient_descent(
     loss: Callable[[Any, Any], Any],
     k_train_train: Any,
@@ -117,6 +119,7 @@ def gradient_descent(
 
         return step
 
+    @full_precision
     def predict_fn(
         t: Any = None,
         fx_train_or_state_0: Any = 0.0,

@@ -7,11 +7,13 @@ import numpy as np
 import scipy.linalg
 
 from poster_jax.core.checks import check_count, check_finite, check_positive, is_traced
+from poster_jax.core.precision import full_precision
 from poster_jax.kernels._axes import as_matrix, column_shape, row_shape
 
 __all__ = ["max_learning_rate"]
 
 
+@full_precision
 def max_learning_rate(
     ntk_train_train: Any,
     y_train_size: int | None = None,

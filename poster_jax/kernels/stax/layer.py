@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from poster_jax.core.checks import check_finite, is_traced
+from poster_jax.core.precision import full_precision
 from poster_jax.kernels._get import answer, requested
 from poster_jax.kernels.kernel import Kernel
 from poster_jax.kernels.stax._cache import in_tiles, tile_sizes
@@ -85,6 +86,7 @@ def _on_arrays(kernel_fn: Any) -> Any:
     reqs = requirements_of(kernel_fn)
     kernel_fn = kernel_fn if reqs else requires()(kernel_fn)
 
+    @full_precision
     def any_kernel_fn(
         x1_or_kernel,
         x2=None,

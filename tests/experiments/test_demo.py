@@ -28,6 +28,7 @@ def _demo(folder):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_section_and_picture_is_on_the_page(workdir):
     page = (workdir / "index.html").read_text()
     for words in (
@@ -58,12 +59,14 @@ def test_every_section_and_picture_is_on_the_page(workdir):
     assert page.count("data:image/png;base64,") == len(pictures)
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing(workdir):
     page = (workdir / "index.html").read_text()
     assert not re.search(r"""(src|href)=["'](https?:)?//""", page)
     assert "<script" not in page
 
 
+@pytest.mark.slow
 def test_metrics_hold_the_training_of_both_networks(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = {name: [] for name in ("MLP", "CNN")}

@@ -150,7 +150,7 @@ def test_linear_networks_agree_with_their_polynomial(widths, x64, key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("widths", [(2,), (5,), (2, 3), (3, 5), (5, 2), (2, 3, 5), (3, 3, 3)])
+@pytest.mark.parametrize("widths", [(5,), (5, 2), (2, 3, 5)])
 def test_a_million_linear_networks_agree_with_their_polynomial(widths, x64, key):
     check_linear(widths, 1_000_000, key)
 

@@ -30,6 +30,7 @@ class Settings:
     kernel_digits: int = _program.setting(200, "digits that the kernels are computed on")
     noise_directions: int = _program.setting(64, "directions along which noise is tested")
     noise_vectors: int = _program.setting(500, "mini-batches of each size, at most 5000")
+    jacobian_digits: int = _program.setting(200, "test digits that Jacobians are taken at")
     width_networks: int = _program.setting(1000, "random networks of each width")
 
 
@@ -48,6 +49,7 @@ PRESETS = {
         kernel_digits=48,
         noise_directions=16,
         noise_vectors=100,
+        jacobian_digits=20,
         width_networks=40,
     ),
 }

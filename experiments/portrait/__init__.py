@@ -6,6 +6,7 @@ a file of its own here, and name it in SECTIONS.
 
 from experiments.portrait.curvature import curvature_section
 from experiments.portrait.flatness import flatness_section
+from experiments.portrait.jacobian import jacobian_section
 from experiments.portrait.kernels import kernels_section
 from experiments.portrait.noise import noise_section
 from experiments.portrait.subject import Subject, train_subjects
@@ -18,6 +19,7 @@ SECTIONS = (
     flatness_section,
     kernels_section,
     noise_section,
+    jacobian_section,
     width_section,
 )
 """The sections of the page, in order."""

@@ -16,6 +16,7 @@ class Subject(NamedTuple):
 
     Attributes:
       name: "MLP" or "CNN".
+      module: its Flax module.
       apply_fn: `apply_fn(params, x) -> logits`.
       loss_fn: `loss_fn(params, batch)`, mean cross-entropy.
       initial: parameters before training.
@@ -28,6 +29,7 @@ class Subject(NamedTuple):
     """
 
     name: str
+    module: Any
     apply_fn: Any
     loss_fn: Any
     initial: Any
@@ -91,6 +93,7 @@ def _train(
     kind = [path for path in ("Conv", "Dense") for path in _numbered(initial, path)]
     return Subject(
         name=name,
+        module=network,
         apply_fn=model.apply_fn,
         loss_fn=loss_fn,
         initial=initial,

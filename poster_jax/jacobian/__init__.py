@@ -8,6 +8,7 @@ Poster: "On Orthogonal Jacobian Regularization in Deep Neural Networks", Choe, J
 NeurIPS 2019 workshop SEDL.
 """
 
+from poster_jax.jacobian._layer import NamedLayer
 from poster_jax.jacobian._penalty import Penalty
 from poster_jax.jacobian.autoencoder import tied_autoencoder_loss
 from poster_jax.jacobian.convolution import circular_convolution_penalty, convolution_orthogonality
@@ -32,7 +33,7 @@ from poster_jax.jacobian.profile import (
     sandwich_bound,
 )
 from poster_jax.jacobian.spectrum import SingularValues, singular_values, spectral_moments
-from poster_jax.jacobian.split import split_linen
+from poster_jax.jacobian.split import split_equinox, split_linen, split_nnx
 from poster_jax.jacobian.weights import (
     double_soft_orthogonality,
     mutual_coherence,
@@ -44,6 +45,7 @@ from poster_jax.jacobian.whole_network import jacobian_norm_penalty, off_diagona
 
 __all__ = [
     "MeanFieldSpectrum",
+    "NamedLayer",
     "NetworkPenalty",
     "Penalty",
     "SandwichBound",
@@ -74,6 +76,8 @@ __all__ = [
     "soft_orthogonality",
     "spectral_moments",
     "spectral_restricted_isometry",
+    "split_equinox",
     "split_linen",
+    "split_nnx",
     "tied_autoencoder_loss",
 ]

@@ -7,6 +7,7 @@ the batch of products, (J' v)_b = J_b' v_b: no loop over examples, no Jacobian.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,13 +18,41 @@ import numpy as np
 from poster_jax.core.checks import check_batch, check_callable, check_finite, is_traced
 from poster_jax.core.typing import Array, Params
 
-__all__ = ["LayerFn", "Linearised", "check_layer", "check_uncoupled", "linearise"]
+__all__ = [
+    "LayerFn",
+    "Linearised",
+    "NamedLayer",
+    "check_layer",
+    "check_uncoupled",
+    "linearise",
+]
 
 LayerFn = Callable[[Params, Any], Any]
 """`layer_fn(params, x) -> h`, floats (B, ...) to floats (B, ...): one layer or a whole network."""
 
 # Enough that no batch of equal examples hides a coupling, few enough to cost nothing.
 FEW = 4
+
+
+@dataclass(frozen=True)
+class NamedLayer:
+    """A layer that `network_penalty` can select by name; called, it is its `layer_fn`.
+
+    Attributes:
+      layer_fn: `layer_fn(params_l, x) -> h`.
+      name: where it stands in the network, such as "Dense_0" or "Block_1/Conv_0".
+
+    Example:
+      >>> NamedLayer(lambda w, x: w * x, "encoder/scale")(2.0, jnp.ones(1)).tolist()
+      [2.0]
+    """
+
+    layer_fn: LayerFn
+    name: str
+
+    def __call__(self, params: Params, x: Any) -> Any:
+        """The layer at params and x."""
+        return self.layer_fn(params, x)
 
 
 class Linearised:

@@ -24,6 +24,7 @@ from poster_jax.core.checks import (
 from poster_jax.core.typing import Array, Batch, LossFn, Params, PRNGKey
 from poster_jax.jacobian._layer import LayerFn, check_layer, linearise
 from poster_jax.jacobian._penalty import Penalty
+from poster_jax.jacobian._selection import Select, chosen_layers, layer_names
 from poster_jax.jacobian.orthogonality import orthogonality_penalty
 
 __all__ = [
@@ -60,6 +61,7 @@ class StackedLayers(NamedTuple):
     Attributes:
       layer_fn: `layer_fn(params_l, x) -> h`, h shaped like x.
       num_layers: how many.
+      name: of the stack, whose layers are then called "name/0", "name/1", ...; for `select`.
 
     Example:
       >>> deep = StackedLayers(lambda w, x: jnp.tanh(x @ w), 3)
@@ -69,6 +71,7 @@ class StackedLayers(NamedTuple):
 
     layer_fn: LayerFn
     num_layers: int
+    name: str = ""
 
     def __call__(self, params: Params, x: Any) -> Any:
         """All layers, one after another."""
@@ -82,7 +85,7 @@ def network_penalty(
     key: PRNGKey | None = None,
     *,
     penalty: Callable[..., Penalty] = orthogonality_penalty,
-    select: str | Sequence[int] = "hidden",
+    select: Select = "hidden",
     **options: Any,
 ) -> NetworkPenalty:
     """The mean over layers of a penalty of each, beside the outputs of the network.
@@ -92,8 +95,8 @@ def network_penalty(
 
     Args:
       layers: tuple of `layer_fn(params_l, x) -> h`, composed first to last; `StackedLayers` for
-        many of one form; or one function, which counts as one layer. For Flax modules see
-        `split_linen`.
+        many of one form; or one function, which counts as one layer. Modules are cut into layers
+        by `split_linen`, `split_nnx`, `split_equinox`.
       params: tuple of as many pytrees; for one function its params.
       x: (B, ...) floats, the inputs of the network.
       key: PRNG key; layer l draws from `fold_in(key, l)`. None for penalties that draw nothing.
@@ -101,7 +104,10 @@ def network_penalty(
         reuse the linearisation of the forward pass; with `stop_gradient_input` (and noise) a layer
         is linearised anew, of which XLA merges what is equal.
       select: "hidden", layers from one hidden representation to the next (neither the first nor the
-        last); "all"; or the numbers of layers, from 0, negative ones from the end.
+        last); "all"; a name or pattern ("Conv_*"), or a tuple of names and of numbers, from 0,
+        negative ones from the end; or a function `select(number, name) -> bool`. `NamedLayer`s, as
+        `split_linen` and its like make them, have names; others are named by their number. A name
+        also selects what is below it: "Block_0" the layer "Block_0/Conv_1".
       **options: for the penalty, the same for all layers: `method="exact"`, `num_probes=4`, ...
 
     Returns:
@@ -110,7 +116,7 @@ def network_penalty(
     Raises:
       ValueError: layers and params of different number, a select that names no layer or one that
         is not there, stacked layers that change the shape, and what the penalty raises.
-      TypeError: a layer that is no function; what the penalty raises.
+      TypeError: a layer that is no function, a select of another kind; what the penalty raises.
 
     Source: Choe, Jeong, Carbonell 2019 (NeurIPS workshop SEDL) penalise every layer; the
       normalisation is this library's.
@@ -132,7 +138,7 @@ def network_penalty(
     lengths = layer_counts(layers, params)
     check_batch(x, "x")
     x = jnp.asarray(x)
-    chosen = _chosen(select, sum(lengths))
+    chosen = chosen_layers(select, layer_names(layers, lengths))
     keys = None
     if key is not None:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(sum(lengths)))
@@ -234,27 +240,6 @@ def layer_counts(layers: Any, params: Any) -> list[int]:
             )
         lengths.append(length)
     return lengths
-
-
-def _chosen(select: Any, total: int) -> list[bool]:
-    if isinstance(select, str):
-        if select not in ("hidden", "all"):
-            raise ValueError(
-                f"select must be 'hidden', 'all' or the numbers of layers, got {select!r}."
-            )
-        wanted = set(range(1, total - 1) if select == "hidden" else range(total))
-    else:
-        wanted = set()
-        for number in select:
-            if not -total <= number < total:
-                raise ValueError(f"select must name layers from 0 to {total - 1}, got {number}.")
-            wanted.add(number % total)
-    if not wanted:
-        raise ValueError(
-            f"select must name at least one of the {total} layers, got {select!r}. 'hidden' leaves "
-            "out the first and the last."
-        )
-    return [number in wanted for number in range(total)]
 
 
 def _runs(flags: list[bool]) -> list[tuple[int, int, bool]]:

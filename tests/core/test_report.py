@@ -200,6 +200,15 @@ def test_spectra_mark_single_eigenvalues():
     assert any(np.array_equal(line.get_xdata(), [5.0, 7.0]) for line in figure.axes[0].lines)
 
 
+def test_histograms_share_their_bins_and_count_what_they_show():
+    groups = {"a": [1.0, 20.0, 100.0, np.nan, 0.0], "b": np.full((2, 2), 20.0)}
+    figure = report.histograms(groups, xlabel="x", log_x=True, num_bins=2, guides={"one": 1.0})
+    outlines = [patch.get_data() for patch in figure.axes[0].patches[::2]]
+    for outline, heights in zip(outlines, ([1 / 3, 2 / 3], [0, 1]), strict=True):
+        np.testing.assert_allclose(outline.edges, [1, 10, 100])
+        np.testing.assert_allclose(outline.values, heights)
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("call", "word"),
@@ -211,6 +220,8 @@ def test_spectra_mark_single_eigenvalues():
         (lambda: report.interval_plot({}, xlabel=""), "groups"),
         (lambda: report.spectra({}), "densities"),
         (lambda: report.strips({}, ylabel=""), "groups"),
+        (lambda: report.histograms({}, xlabel=""), "groups"),
+        (lambda: report.histograms({"a": [-1.0]}, xlabel="", log_x=True), "'a'"),
         (lambda: report.number("", 1.0, "It is."), "name"),
         (lambda: report.number("n", 1.0, "no sentence"), "meaning"),
         (lambda: report.picture(report.new_figure(), name="A b", alt="a", caption="c"), "name"),

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.portrait.jacobian import measure
+from experiments.portrait.subject import Subject
 from experiments.portrait.width import FAMILIES, _relative_errors, scaled
 from poster_jax.core import models
 
@@ -37,6 +39,7 @@ def test_every_section_and_picture_is_on_the_page(workdir):
         "Relative flatness",
         "Kernels",
         "Noise of the gradients",
+        "Jacobians",
         "Width",
         "test accuracy",
     ):
@@ -53,6 +56,9 @@ def test_every_section_and_picture_is_on_the_page(workdir):
         "kernel_spectrum_mlp",
         "kernel_spectrum_cnn",
         "noise_quantiles",
+        "jacobian_spectrum_mlp",
+        "jacobian_spectrum_cnn",
+        "gradient_depth",
         "width_scaling_mlp",
         "width_scaling_cnn",
     }
@@ -116,6 +122,43 @@ def test_networks_of_any_width_are_the_modules_and_learn_at_one_rate(name):
         for width in (family.widths[0], family.own)
     )
     assert abs(few.mean() / many.mean() - 1) < 0.2
+
+
+def test_jacobians_of_the_page_are_those_that_are_written_out():
+    module = models.MLP((9, 5, 3))
+    model = models.from_linen(module)
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(12, 2, 2, 1)).astype(np.float32), rng.integers(3, size=12)
+    initial, params = (model.init(jax.random.key(seed), x) for seed in (0, 1))
+    fields = dict.fromkeys(Subject._fields) | {"module": module, "apply_fn": model.apply_fn}
+    fields |= {"initial": initial, "params": params, "test": (x, labels)}
+    found = measure(Subject(**fields), jax.random.key(0, impl="unsafe_rbg"), 10)
+    assert found["names"] == ["Dense_0", "Dense_1", "Dense_2"]
+    for when, p in (("at the start", initial), ("at the end", params)):
+        p = jax.tree.map(np.float64, p)
+        whole, h, penalties, norms = np.eye(4), x[:10].reshape(10, 4).astype(float), [], []
+        steps = []
+        for i, name in enumerate(found["names"]):
+            z = h @ p[name]["kernel"] + p[name]["bias"]
+            h = np.maximum(z, 0) if i < 2 else z
+            J = p[name]["kernel"].T * (z[:, :, None] > 0 if i < 2 else 1.0) + np.zeros((10, 1, 1))
+            M = J @ np.swapaxes(J, 1, 2) - np.eye(J.shape[1])
+            penalties.append((M**2).sum(axis=(1, 2)).mean() / J.shape[1])
+            whole = J @ whole
+            steps.append(J)
+        softmax = np.exp(h) / np.exp(h).sum(axis=1, keepdims=True)
+        back = (softmax - np.eye(3)[labels[:10]]) / 10
+        for J in reversed(steps):
+            norms.append(np.linalg.norm(back))
+            back = np.einsum("bm,bmn->bn", back, J)
+        values = np.linalg.svd(whole, compute_uv=False)
+        np.testing.assert_allclose(found[when]["values"], values, atol=1e-5 * values.max())
+        np.testing.assert_allclose(found[when]["profile"], norms[::-1], rtol=1e-4)
+        penalties, errors = np.array(penalties), found[when]["errors"]
+        assert np.all(abs(found[when]["penalties"] - penalties) < 4 * errors + 1e-5)
+        assert np.all(errors < 0.3 * found[when]["penalties"])
+        assert np.all(penalties >= found["floors"])
+    np.testing.assert_allclose(found["floors"], [5 / 9, 0, 0])
 
 
 def test_errors_of_the_ratios_are_the_spread_of_repeated_ones():

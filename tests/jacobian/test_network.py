@@ -1,4 +1,4 @@
-"""Layers together: one forward pass, one scan, one strength; and Flax modules cut into layers."""
+"""Layers together: one forward pass, one scan, one strength."""
 
 from functools import partial
 from itertools import pairwise
@@ -8,21 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 
 from poster_jax.core.devices import data_mesh, replicate, shard_batch
-from poster_jax.core.models import MLP, from_linen
 from poster_jax.core.training import fit, stateful
 from poster_jax.jacobian import (
+    NamedLayer,
     Penalty,
     StackedLayers,
     network_penalty,
     norm_preservation_penalty,
     orthogonality_penalty,
     regularised_loss,
-    split_linen,
     tied_autoencoder_loss,
 )
+from poster_jax.jacobian._selection import chosen_layers, layer_names
 
 SIZES = (6, 5, 5, 4, 3)
 
@@ -74,6 +73,28 @@ def test_every_layer_has_its_own_penalty_over_its_width(key, x64):
         assert float(found.standard_error) == 0
     lone = jax.jit(partial(network_penalty, layer, method="exact"))(params[0], x)
     np.testing.assert_allclose(lone.per_layer, expected[:1], rtol=1e-12)
+
+
+def test_layers_are_selected_by_place_number_name_pattern_and_rule():
+    layers = (
+        NamedLayer(layer, "stem"),
+        layer,
+        StackedLayers(layer, 2, "Block_0"),
+        StackedLayers(layer, 2),
+        NamedLayer(layer, "Block_1/Dense_0"),
+    )
+    names = layer_names(layers, (1, 1, 2, 2, 1))
+    assert names == ["stem", "1", "Block_0/0", "Block_0/1", "4", "5", "Block_1/Dense_0"]
+    for select, numbers in (
+        ("hidden", [1, 2, 3, 4, 5]),
+        ("all", [0, 1, 2, 3, 4, 5, 6]),
+        ("Block_0", [2, 3]),
+        ("Block_?/*0", [2, 6]),
+        (("stem", "Block_0/1", -3), [0, 3, 4]),
+        (np.array([5, 1]), [1, 5]),
+        (lambda number, name: number > 2 and "Block" in name, [3, 6]),
+    ):
+        assert list(np.flatnonzero(chosen_layers(select, names))) == numbers
 
 
 @pytest.mark.slow
@@ -220,82 +241,6 @@ def test_a_schedule_reads_the_step_and_a_penalty_trains(key):
     np.testing.assert_allclose(trained[1] @ trained[1].T, np.eye(4), atol=1e-4)
 
 
-class Residual(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return x + nn.Dense(x.shape[-1])(jnp.tanh(nn.Dense(5)(x)))
-
-
-class Deep(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        for _ in range(2):
-            x = Residual()(x)
-            x = nn.BatchNorm(use_running_average=not train)(x)
-        return nn.Dense(2)(x)
-
-
-def test_a_linen_module_is_cut_where_its_layers_are_called(key, x64):
-    module = MLP((5, 4, 3), activation=jnp.tanh)
-    x = np.random.default_rng(5).normal(size=(6, 2, 3))
-    params = from_linen(module).init(key, x)
-    layers = split_linen(module, params, x)
-    own = [{"w": params[f"Dense_{i}"]["kernel"], "b": params[f"Dense_{i}"]["bias"]} for i in (0, 1)]
-    flat = x.reshape(6, 6)
-    hs = forward(own, flat)
-
-    @jax.jit
-    def ask(params):
-        found = network_penalty(layers, (params,) * 3, x, method="exact", select="all")
-        return found, module.apply({"params": params}, jnp.asarray(x))
-
-    found, outputs = ask(params)
-    expected = [numpy_penalty(p, h) / w for p, h, w in zip(own, hs, (5, 4))]  # noqa: B905
-    np.testing.assert_allclose(found.per_layer[:2], expected, rtol=1e-12)
-    np.testing.assert_allclose(found.outputs, outputs, rtol=1e-12)
-
-
-class ByName(nn.Module):
-    lift: bool = False
-
-    @nn.compact
-    def __call__(self, x):
-        layer = nn.remat(nn.Dense) if self.lift else nn.Dense
-        x = jnp.tanh(layer(3)(inputs=x))
-        return layer(2)(inputs=x)
-
-
-def test_inputs_by_name_are_found_and_lifted_modules_refused(key):
-    x = jnp.ones((4, 3))
-    params = jax.jit(ByName().init)(key, x)["params"]
-    layers = split_linen(ByName(), params, x)
-    hidden = jnp.tanh(x @ params["Dense_0"]["kernel"])
-    np.testing.assert_allclose(layers[0](params, x), hidden, rtol=1e-6)
-    params = {f"CheckpointDense_{i}": params[f"Dense_{i}"] for i in (0, 1)}
-    with pytest.raises(ValueError, match=r"inside nn\.remat, nn\.scan or nn\.jit"):
-        split_linen(ByName(lift=True), params, x)
-
-
-@pytest.mark.slow
-def test_blocks_with_state_are_cut_whole_and_training_mode_is_coupled(key, x64):
-    x = np.random.default_rng(6).normal(size=(4, 3))
-    variables = jax.jit(Deep().init)(key, x)
-    params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
-    with pytest.raises(ValueError, match="something passes by a cut"):
-        split_linen(Deep(), params, x, state=state, boundary=nn.Dense)
-    layers = split_linen(Deep(), params, x, state=state, boundary=Residual)
-    assert len(layers) == 2
-    train = split_linen(Deep(), params, x, state=state, boundary=Residual, train=True)
-    found = jax.jit(
-        lambda params: network_penalty(
-            train, (params,) * 2, x, method="exact", coupled=True, select="all"
-        )
-    )(params)
-    J = np.asarray(jax.jit(jax.jacrev(lambda x: train[0](params, x)))(x)).reshape(12, 12)
-    M = J @ J.T - np.eye(12)
-    np.testing.assert_allclose(found.per_layer[0], (M**2).sum() / 4 / 3, rtol=1e-12)
-
-
 @pytest.mark.bad_input
 def test_bad_input(key):
     params, x = make(dtype=np.float32)
@@ -303,8 +248,10 @@ def test_bad_input(key):
     ask = partial(network_penalty, layers, params, x, key)
     with pytest.raises(ValueError, match="got 4 layers and 3 params"):
         network_penalty(layers, params[:3], x, key)
-    with pytest.raises(ValueError, match="select must be 'hidden', 'all'"):
-        ask(select="last")
+    with pytest.raises(ValueError, match=r"'Dens', which names none of 4.* \['Dense'\]"):
+        chosen_layers("Dens", ["0", "Dense", "2", "3"])
+    with pytest.raises(TypeError, match=r"got an entry 1\.5"):
+        ask(select=(1.5,))
     with pytest.raises(ValueError, match="select must name layers from 0 to 3, got 4"):
         ask(select=(4,))
     with pytest.raises(ValueError, match="at least one of the 2 layers, got 'hidden'"):
@@ -322,7 +269,3 @@ def test_bad_input(key):
         regularised_loss(lambda p, b: 0.0, lambda p, b, k: 0.0, -1.0)
     with pytest.raises(TypeError, match="penalty must be a function"):
         regularised_loss(lambda p, b: 0.0, 1.0, 1.0)
-    with pytest.raises(TypeError, match=r"module must be a flax\.linen\.Module"):
-        split_linen(layer, params, x)
-    with pytest.raises(ValueError, match="must call at least one of"):
-        split_linen(nn.LayerNorm(use_bias=False, use_scale=False), {}, x)

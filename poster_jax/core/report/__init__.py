@@ -16,6 +16,7 @@ from poster_jax.core.report.figures import (
     spectra,
     strips,
 )
+from poster_jax.core.report.histograms import histograms
 from poster_jax.core.report.page import Number, Page, Section, number, render_page
 from poster_jax.core.report.picture import STYLE, Picture, new_figure, picture
 
@@ -30,6 +31,7 @@ __all__ = [
     "bands",
     "curves",
     "heat_map",
+    "histograms",
     "interval_plot",
     "new_figure",
     "number",

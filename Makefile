@@ -42,20 +42,20 @@ test: $(VENV)/.dev ## all tests but the slow ones
 	$(py) -m pytest -n $(workers) --dist loadfile
 	POSTER_JAX_TYPECHECK=0 $(py) -m pytest -n $(workers) --dist loadfile -m 'bad_input and not slow' tests
 
-# Those of the library as users compile; experiments, notebooks, pages and the kernels' figures, each
-# of them a program of its own, as the quick tests do, which is faster.
+# Those of the library as users compile; but experiments, notebooks, pages, and tests that compile for
+# longer than they run, as the quick tests do, which is faster.
 rooms = $(patsubst %,tests/%,core curvature flatness finite_width gradient_noise jacobian kernels)
-figures = tests/kernels/test_stax_figures.py
-programs = tests/experiments tests/house $(figures)
+compiling = tests/core/test_models.py tests/curvature/test_transformations.py \
+	tests/gradient_noise/test_projections.py \
+	$(patsubst %,tests/kernels/test_%.py,empirical empirical_models stax_figures stax_modern)
 slow: $(VENV)/.dev ## the tests that take minutes
-	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadfile -m slow $(rooms) --ignore=$(figures)
-	$(py) -m pytest -n $(workers) --dist loadfile -m slow $(programs)
+	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadfile -m slow $(rooms) $(compiling:%=--ignore=%)
+	$(py) -m pytest -n $(workers) --dist loadfile -m slow tests/experiments tests/house $(compiling)
 
-# Quick tests whose outcome rests on the order of floating point operations, against other sources.
-numerical = tests/gradient_noise/test_normality.py \
-	$(patsubst %,tests/core/test_%.py,convolution linalg losses pooling) \
-	$(patsubst %,tests/curvature/test_%.py,density operator peers traces) \
-	$(patsubst %,tests/flatness/test_%.py,comparison invariance reference)
+# Quick tests whose outcome rests most on the order of floating point operations, against other
+# sources; the slow ones of every room are compiled so anyway.
+numerical = tests/gradient_noise/test_normality.py tests/core/test_linalg.py tests/core/test_losses.py \
+	tests/curvature/test_peers.py tests/flatness/test_reference.py
 
 optimised: $(VENV)/.dev ## the numerical quick tests once more, compiled as users compile
 	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadfile $(numerical)

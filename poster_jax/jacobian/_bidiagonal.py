@@ -85,13 +85,9 @@ def residuals(linear: LinearMap, found: Triplets) -> Array:
     A singular value of J lies within this distance. From new products, not from the recurrence.
     """
 
-    def one(triplet: tuple[Array, Array, Array]) -> Array:
-        value, left, right = triplet
-        down = norm(linear.forward(right) - value * left)
-        up = norm(linear.backward(left) - value * right)
-        return jnp.sqrt((down**2 + up**2) / 2)
-
-    return jax.lax.map(one, (found.values, found.left, found.right))
+    down = jax.vmap(linear.forward)(found.right) - found.values[:, None] * found.left
+    up = jax.vmap(linear.backward)(found.left) - found.values[:, None] * found.right
+    return jnp.sqrt((jax.vmap(norm)(down) ** 2 + jax.vmap(norm)(up) ** 2) / 2)
 
 
 def _start(linear: LinearMap, key: PRNGKey, block_size: int, max_steps: int) -> _Bases:
@@ -154,42 +150,50 @@ def _extend(
     rests = products - matmul(coefficients, basis)
     correction = matmul(rests, basis.T)
     rests = rests - matmul(correction, basis)
+    coefficients = coefficients + correction
 
-    def add(i: Array, both: tuple[Array, Array]) -> tuple[Array, Array]:
-        basis, coefficients = both
+    def add(i: Array, both: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        block, coefficients, inside = both
         before = norm(rests[i])
-        block = jax.lax.dynamic_slice_in_dim(basis, row, block_size)
-        inside, rest, length = orthogonalise(block, rests[i])
-        own = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(basis[:, 0]), inside, row, axis=0)
+        own, rest, length = orthogonalise(block, rests[i])
 
-        def again(_: None) -> tuple[Array, Array, Array]:
-            more, second, length = orthogonalise(basis, rest)
-            return own + more, second, length
+        def again(_: None) -> tuple[Array, Array, Array, Array]:
+            outside, second, _ = orthogonalise(basis, rest)
+            more, third, length = orthogonalise(block, second)
+            return outside, own + more, third, length
 
         # Where much of it lay in its own block, rounding along the rest of the basis has grown.
-        own, rest, length = jax.lax.cond(
-            length < 0.7 * before, again, lambda _: (own, rest, length), None
+        nothing = jnp.zeros_like(coefficients[i])
+        outside, own, rest, length = jax.lax.cond(
+            length < 0.7 * before, again, lambda _: (nothing, own, rest, length), None
         )
         closed = length <= _CLOSED * jnp.finfo(basis.dtype).eps * scale
         new = jax.lax.cond(
             closed,
-            lambda: _random_direction(jax.random.fold_in(key, i), basis),
+            lambda: _random_direction(jax.random.fold_in(key, i), basis, block),
             lambda: unit(rest, length),
         )
         kept = row + i < limit
-        own = own.at[row + i].set(jnp.where(closed | ~kept, 0, length))
-        return basis.at[row + i].set(jnp.where(kept, new, 0)), coefficients.at[i].add(own)
+        own = own.at[i].set(jnp.where(closed | ~kept, 0, length))
+        block = block.at[i].set(jnp.where(kept, new, 0))
+        return block, coefficients.at[i].add(outside), inside.at[i].set(own)
 
-    return jax.lax.fori_loop(0, block_size, add, (basis, coefficients + correction))
+    # The block is apart while it grows: the basis itself is written once.
+    empty = jnp.zeros_like(products), coefficients, jnp.zeros((block_size,) * 2, basis.dtype)
+    block, coefficients, inside = jax.lax.fori_loop(0, block_size, add, empty)
+    put = jax.lax.dynamic_update_slice_in_dim
+    return put(basis, block, row, axis=0), put(coefficients, inside, row, axis=1)
 
 
-def _random_direction(key: PRNGKey, basis: Array) -> Array:
+def _random_direction(key: PRNGKey, *bases: Array) -> Array:
     def project(_: Any, vector: Array) -> Array:
-        _, rest, length = orthogonalise(basis, vector)
-        return unit(rest, length)
+        for basis in bases:
+            _, rest, length = orthogonalise(basis, vector)
+            vector = unit(rest, length)
+        return vector
 
     # Twice: little of the vector is left outside of a basis that is nearly complete.
-    vector = jax.random.normal(key, basis.shape[1:], basis.dtype)
+    vector = jax.random.normal(key, bases[0].shape[1:], bases[0].dtype)
     return jax.lax.fori_loop(0, 2, project, vector)
 
 
@@ -238,7 +242,7 @@ def _on_part_in_use(decompose: Any, s: _Bases, num: int) -> Any:
     """`decompose` of the leading part of T that holds what is in use, of one of a few sizes."""
     sizes = [max(32, num)]
     while sizes[-1] < len(s.upper):
-        sizes.append(sizes[-1] * 5 // 4 + 8)
+        sizes.append(sizes[-1] * 3 // 2)
     sizes[-1] = len(s.upper)
     branches = [lambda upper, n=n: decompose(upper[:n, :n]) for n in sizes]
     index = jnp.searchsorted(jnp.array(sizes), s.size)

@@ -158,7 +158,7 @@ def _extend(
         own, rest, length = orthogonalise(block, rests[i])
 
         def again(_: None) -> tuple[Array, Array, Array, Array]:
-            outside, second, _ = orthogonalise(basis, rest)
+            outside, second = orthogonalise(basis, rest)[:2]
             more, third, length = orthogonalise(block, second)
             return outside, own + more, third, length
 

@@ -8,7 +8,9 @@ is how many times faster ours is than that peer, `goal` what it should be at lea
 (4.5 and 1.6 of them); `plain_steps_in_flops` is the same ratio as XLA counts operations. `hoffman`
 and `weights` time the value and its gradient by all weights, networks, weights and examples being
 the same on both sides; `difference` is how far the exact values differ. `spectrum` is the top of
-the spectrum of one example's Jacobian, 3072 inputs to 1000 outputs, against materialising it.
+the spectrum of one example's Jacobian, 3072 inputs to 1000 outputs, against materialising it;
+`memory_mb` is what the two compiled programs hold beside their arguments. `depth` compiles a step
+with the penalty on 200 stacked layers, the peer being 20 of them: the time should not grow.
 
 `--shrink` divides widths and batches, to see that it runs.
 """
@@ -35,7 +37,9 @@ FLAGS = flags.FLAGS
 _JSON = flags.DEFINE_string("json", None, "file to write the rows to")
 _PEERS = flags.DEFINE_string("peers_python", ".venv-peers/bin/python", "a Python that has torch")
 _REPEATS = flags.DEFINE_integer("repeats", 9, "timed repeats of each side", lower_bound=1)
-_PARTS = flags.DEFINE_list("parts", "step,dense,hoffman,weights,spectrum", "which parts to run")
+_PARTS = flags.DEFINE_list(
+    "parts", "step,dense,depth,hoffman,weights,spectrum", "which parts to run"
+)
 _SHRINK = flags.DEFINE_integer("shrink", 1, "divides widths and batches", lower_bound=1)
 
 TORCH = Path(__file__).parent / "peers" / "jacobian_torch.py"
@@ -117,26 +121,50 @@ def step_rows() -> list[dict]:
 
 
 def dense_rows() -> list[dict]:
-    """The closed form of dense layers."""
+    """The closed form of dense layers, smooth and piecewise linear."""
+    rows = []
+    for name, phi, slope, batch in (
+        ("tanh", jnp.tanh, lambda h: 1 - h**2, scaled(256)),
+        ("ReLU", jax.nn.relu, lambda h: (h > 0).astype(h.dtype), scaled(256)),
+        ("ReLU", jax.nn.relu, lambda h: (h > 0).astype(h.dtype), scaled(1024)),
+    ):
+        width = scaled(256)
+        params, x = stack((width, width), DEPTH), jax.random.normal(KEY, (batch, width))
+
+        def plain(params: Any, key: Any, x: Any = x, phi: Any = phi) -> Any:
+            for part in params:
+                x = phi(x @ part["kernel"] + part["bias"])
+            return jnp.mean(x**2)
+
+        def penalised(params: Any, key: Any, x: Any = x, phi: Any = phi, slope: Any = slope) -> Any:
+            total = 0.0
+            for part in params:
+                x = phi(x @ part["kernel"] + part["bias"])
+                found = jacobian.dense_orthogonality_penalty(part["kernel"].T, slope(x))
+                total += found.value / part["kernel"].shape[1]
+            return jnp.mean(x**2) + STRENGTH * total / DEPTH
+
+        case = f"closed form on every layer, {name}, depth {DEPTH}, width {width}, batch {batch}"
+        rows += steps_row(case, plain, penalised, params, 1.6)
+    return rows
+
+
+def depth_rows() -> list[dict]:
+    """Seconds to compile a penalised step, stacked layers, by depth."""
     width, batch = scaled(256), scaled(256)
-    params, x = stack((width, width), DEPTH), jax.random.normal(KEY, (batch, width))
+    x, seconds = jax.random.normal(KEY, (batch, width)), {}
+    for depth in (DEPTH, 10 * DEPTH):
+        layers = jacobian.StackedLayers(dense_layer, depth)
+        params = jax.tree.map(lambda *a: jnp.stack(a), *stack((width, width), depth))
 
-    def plain(params: Any, key: Any) -> Any:
-        h = x
-        for part in params:
-            h = dense_layer(part, h)
-        return jnp.mean(h**2)
+        def penalised(params: Any, key: Any, layers: Any = layers) -> Any:
+            found = jacobian.network_penalty(layers, params, x, key, select="all")
+            return jnp.mean(found.outputs**2) + STRENGTH * found.total
 
-    def penalised(params: Any, key: Any) -> Any:
-        h, total = x, 0.0
-        for part in params:
-            h = dense_layer(part, h)
-            found = jacobian.dense_orthogonality_penalty(part["kernel"].T, 1 - h**2)
-            total += found.value / width
-        return jnp.mean(h**2) + STRENGTH * total / DEPTH
-
-    case = f"closed form on every layer, depth {DEPTH}, width {width}, batch {batch}"
-    return steps_row(case, plain, penalised, params, 1.6)
+        step = train_step(penalised)
+        seconds[depth] = timed(lambda step=step, p=params: step.lower(p, KEY).compile())[0]
+    case = f"compiling a penalised step, {10 * DEPTH} stacked layers"
+    return [row(case, seconds[10 * DEPTH], f"{DEPTH} of them", seconds[DEPTH], 0.8)]
 
 
 def steps_row(
@@ -279,6 +307,10 @@ def spectrum_rows() -> list[dict]:
         lambda params, x: jacobian.singular_values(model.apply_fn, params, x, num=num, key=KEY)
     )
     compile_s = compile_seconds(ours, params, x)
+    memory = [
+        fn.lower(params, x).compile().memory_analysis().temp_size_in_bytes / 2**20
+        for fn in (ours, explicit)
+    ]
     found, expected = ours(params, x), explicit(params, x)
     seconds = in_turn(
         {
@@ -295,6 +327,7 @@ def spectrum_rows() -> list[dict]:
             seconds["explicit"],
             10,
             compile_s=compile_s,
+            memory_mb=memory,
             products=int(found.num_products[0]),
             converged=bool(found.converged.all()),
             difference=float(jnp.abs(found.values[0] / expected - 1).max()),
@@ -304,7 +337,12 @@ def spectrum_rows() -> list[dict]:
 
 def main(_: list[str]) -> None:
     """Runs what `--parts` names and writes the rows."""
-    alone = {"step": step_rows, "dense": dense_rows, "spectrum": spectrum_rows}
+    alone = {
+        "step": step_rows,
+        "dense": dense_rows,
+        "depth": depth_rows,
+        "spectrum": spectrum_rows,
+    }
     with_peer = {"hoffman": hoffman_rows, "weights": weights_rows}
     rows = []
     with (

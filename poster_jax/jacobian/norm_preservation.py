@@ -142,6 +142,8 @@ def dense_norm_preservation_penalty(weight: Any, derivative: Any, *, side: str =
       >>> round(float(found.value), 4)  # squared norms 2 and 0: tr M = 0, ||M||^2 = 2
       1.0
     """
-    squared, trace = dense_deviation(weight, derivative, side)
+    found = dense_deviation(weight, derivative, side)
     dim = jnp.shape(weight)[0 if side == "rows" else 1]
-    return without_probes((trace**2 + 2 * squared) / (dim + 2))
+    squares = found.trace**2
+    value = (squares.mean() + 2 * found.mean_squared_norm) / (dim + 2)
+    return without_probes((squares + 2 * found.squared_norm) / (dim + 2))._replace(value=value)

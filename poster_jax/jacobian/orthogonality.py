@@ -9,10 +9,11 @@ J' suffice. For a dense layer R has a closed form: with S = d * d (B, m) and G =
     R(x_b) = sum_{i != j} s_i s_j G_ij^2 + sum_i (s_i G_ii - 1)^2 .
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from poster_jax.core.checks import check_choice, check_finite
 from poster_jax.core.typing import Array, Params, PRNGKey
@@ -112,6 +113,7 @@ def dense_orthogonality_penalty(weight: Any, derivative: Any, *, side: str = "ro
     """`orthogonality_penalty` of a dense layer h = phi(W x + b), exactly and without a Jacobian.
 
     Costs 2 m^2 n operations once, 2 B m^2 for the batch: m / B + m / n of the layer's forward pass.
+    With the gradient twice that for a smooth activation, 1.5 times for a piecewise linear one.
 
     Args:
       weight: W (m, n), a row for each output; the transpose of a Flax kernel.
@@ -133,12 +135,26 @@ def dense_orthogonality_penalty(weight: Any, derivative: Any, *, side: str = "ro
       >>> float(found.value)  # one unit of three is off
       1.0
     """
-    squared, _ = dense_deviation(weight, derivative, side)
-    return without_probes(squared)
+    found = dense_deviation(weight, derivative, side)
+    return without_probes(found.squared_norm)._replace(value=found.mean_squared_norm)
 
 
-def dense_deviation(weight: Any, derivative: Any, side: str) -> tuple[Array, Array]:
-    """||M||_F^2 (B,) and tr M (B,) of a dense layer, M = J J' - I or J'J - I."""
+class DenseDeviation(NamedTuple):
+    """Of M = J J' - I (or J'J - I) of a dense layer.
+
+    Attributes:
+      squared_norm: (B,) of ||M||_F^2.
+      mean_squared_norm: scalar, its mean, by another way: what is not asked for is not computed.
+      trace: (B,) of tr M.
+    """
+
+    squared_norm: Array
+    mean_squared_norm: Array
+    trace: Array
+
+
+def dense_deviation(weight: Any, derivative: Any, side: str) -> DenseDeviation:
+    """How far each example's Gram matrix is from I, without a Jacobian."""
     check_choice("side", side, SIDES)
     _check_dense(weight, derivative)
     weight, derivative = jnp.asarray(weight), jnp.asarray(derivative)
@@ -148,9 +164,13 @@ def dense_deviation(weight: Any, derivative: Any, side: str) -> tuple[Array, Arr
     diagonal = jnp.diagonal(gram)
     between = jnp.where(jnp.eye(m, dtype=bool), 0, gram) ** 2
     own = s * diagonal - 1
-    squared = _quadratic_forms(s, between) + (own**2).sum(axis=1)
+    squares = (own**2).sum(axis=1)
     larger = 0 if side == "rows" else n - m
-    return squared + larger, own.sum(axis=1) - larger
+    return DenseDeviation(
+        squared_norm=_quadratic_forms(s, between) + squares + larger,
+        mean_squared_norm=_mean_quadratic_form(s, between) + squares.mean() + larger,
+        trace=own.sum(axis=1) - larger,
+    )
 
 
 # The rules below use that the matrices are symmetric, which automatic differentiation cannot know:
@@ -181,6 +201,33 @@ def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
     product = jnp.matmul(s, symmetric, precision="highest")
     by_matrix = (s * jnp.matmul(s, change, precision="highest")).sum(axis=1)
     return (s * product).sum(axis=1), 2 * (ds * product).sum(axis=1) + by_matrix
+
+
+@jax.custom_jvp
+def _mean_quadratic_form(s: Array, symmetric: Array) -> Array:
+    """mean_b s_b' C s_b as sum(C * (S'S / B)): the gradient by C is there already."""
+    return (symmetric * _second_moments(s)).sum()
+
+
+def _mean_quadratic_form_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (s, symmetric), (ds, change) = primals, tangents
+    moments = _second_moments(s)
+    value = (symmetric * moments).sum()
+    tangent = jnp.zeros_like(value)
+    # Of a piecewise linear activation phi' does not move, and a third of the work is saved.
+    if not isinstance(ds, SymbolicZero):
+        product = jnp.matmul(s, symmetric, precision="highest")
+        tangent += 2 * (ds * product).sum() / len(s)
+    if not isinstance(change, SymbolicZero):
+        tangent += (change * moments).sum()
+    return value, tangent
+
+
+_mean_quadratic_form.defjvp(_mean_quadratic_form_jvp, symbolic_zeros=True)
+
+
+def _second_moments(s: Array) -> Array:
+    return jnp.matmul(s.T, s, precision="highest") / len(s)
 
 
 def _hutchinson(

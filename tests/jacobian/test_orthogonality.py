@@ -57,6 +57,7 @@ def test_the_closed_form_is_that_of_the_explicit_jacobian(name, x64):
         for penalty, expected in zip(found, oracles, strict=True):
             np.testing.assert_allclose(penalty.per_example, expected, rtol=1e-12)
             np.testing.assert_allclose(penalty.value, np.mean(expected), rtol=1e-12)
+            np.testing.assert_allclose(penalty.value, np.mean(expected), rtol=1e-12)
             assert float(penalty.standard_error) == 0
 
 
@@ -226,6 +227,21 @@ def test_detached_inputs_keep_the_gradient_in_the_layer(key, x64):
     assert np.abs(by_x).max() > 0.01
     assert np.abs(none).max() == 0
     np.testing.assert_allclose(by_W, part, rtol=1e-12)  # the layer's own gradient, phi'' included
+
+
+@pytest.mark.parametrize(("phi", "products"), [(jnp.tanh, 4), (jax.nn.relu, 3)])
+def test_a_piecewise_linear_layer_is_spared_the_product_for_its_inputs(phi, products):
+    """G, S'S, and the gradient by W; the gradient by S, a fourth, is zero where phi'' is."""
+    z = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    W = np.ones_like(z)
+
+    def value(W, z):
+        derivative = jax.vmap(jax.vmap(jax.grad(phi)))(z)
+        return dense_orthogonality_penalty(W, derivative).value
+
+    compiled = jax.jit(jax.grad(value, argnums=(0, 1))).lower(W, z).compile()
+    product = 2 * 64**3  # beside some tens of operations an entry
+    assert products <= compiled.cost_analysis()["flops"] / product < products + 1
 
 
 @pytest.mark.bad_input

@@ -16,12 +16,14 @@ from poster_jax.core.report.figures import (
     spectra,
     strips,
 )
+from poster_jax.core.report.lines import LinePanel, line_panels
 from poster_jax.core.report.page import Number, Page, Section, number, render_page
 from poster_jax.core.report.picture import STYLE, Picture, new_figure, picture
 
 __all__ = [
     "STYLE",
     "BandPanel",
+    "LinePanel",
     "Number",
     "Page",
     "Panel",
@@ -31,6 +33,7 @@ __all__ = [
     "curves",
     "heat_map",
     "interval_plot",
+    "line_panels",
     "new_figure",
     "number",
     "picture",

@@ -1,0 +1,292 @@
+"""What the penalties did: sections and pictures of `orthogonal_jacobian`."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments import _program
+from experiments._jacobian_claims import Cell, claims_of, difference, difference_text
+from experiments._jacobian_training import METHODS, NONE
+from poster_jax.core import report
+from poster_jax.core.claims import format_number
+
+PENALTIES = METHODS[1:]
+
+
+def findings(run: _program.Run, cells: list[Cell]) -> _program.Findings:
+    """Claims and sections."""
+    for cell in cells:
+        for method, of in cell.found.items():
+            run.log(
+                setting=cell.title,
+                method=method,
+                strength=cell.strengths[method],
+                marks=cell.marks,
+                **{name: of[name] for name in ("test accuracy", "training accuracy", "loss")},
+                rho=of["rho"],
+            )
+        for method, curves in cell.curves.items():
+            run.log(setting=cell.title, method=method, strengths=run.settings.strengths, **curves)
+    lead = (
+        "A layer's Jacobian J contains its nonlinearity; J J' = I would keep the norm of every "
+        "gradient that passes back through it. Deep networks were trained with that penalty, with "
+        "five others and with none: the same starts, the same batches. Of the poster the abstract "
+        "alone is known, so that its networks, strengths and figures are not: these are this "
+        "project's, and each penalty is compared with its own baseline."
+    )
+    sections = [
+        _accuracies(run, cells),
+        _gradients(run, cells),
+        _spectra(cells),
+        _autoencoders(cells),
+    ]
+    return _program.Findings("Orthogonal Jacobians", lead, claims_of(run, cells), sections)
+
+
+def _accuracies(run: _program.Run, cells: list[Cell]) -> report.Section:
+    numbers = [
+        report.Number(
+            f"{cell.title}, without penalty",
+            format_number(np.mean(cell.accuracy(NONE))),
+            "Mean test accuracy over the seeds.",
+        )
+        for cell in cells
+    ]
+    numbers += [
+        report.Number(
+            f"{cell.title}, {method}",
+            f"{format_number(np.mean(cell.accuracy(method)))} at {cell.strengths[method]:g}",
+            "Mean test accuracy at the chosen strength; minus that without: "
+            f"{difference_text(difference(run, cell.accuracy(method), cell.accuracy(NONE)))}.",
+        )
+        for cell in cells
+        for method in PENALTIES
+    ]
+    panels = [
+        report.LinePanel(
+            cell.title,
+            {
+                method: (run.settings.strengths, curves["test accuracy"].mean(axis=1))
+                for method, curves in cell.curves.items()
+            },
+            {"without penalty": float(np.mean(cell.accuracy(NONE)))},
+        )
+        for cell in cells
+    ]
+    intervals = {
+        cell.title: {
+            method: _triple(difference(run, cell.accuracy(method), cell.accuracy(NONE)))
+            for method in PENALTIES
+        }
+        for cell in cells
+    }
+    few, seeds = run.settings.num_choosing_seeds, run.settings.num_seeds
+    pictures = [
+        report.picture(
+            report.line_panels(panels, xlabel="strength λ", ylabel="test accuracy", log_x=True),
+            name="accuracy_by_strength",
+            alt="Test accuracy against the strength of each penalty, a panel for each activation; "
+            "the accuracy without penalty is a dashed line.",
+            caption=f"Means over the {few} networks of each strength by whose held-out accuracy "
+            "the strengths were chosen; all strengths of a method that were tried are here.",
+            wide=True,
+        ),
+        report.picture(
+            report.interval_plot(intervals, xlabel="test accuracy, with minus without"),
+            name="accuracy_gained",
+            alt="Differences of test accuracy with and without each penalty, with intervals; the "
+            "numbers are those above.",
+            caption=f"At the chosen strengths, over {seeds} other networks. Intervals: 95 %, "
+            "bootstrap over paired seeds.",
+        ),
+    ]
+    text = (
+        "Strengths were chosen on training images that were held out, for each method and "
+        f"activation by itself, with {few} networks each; {seeds} others, of other seeds, are "
+        "compared on the test images. Nothing else was tuned. Seeds differ in where they start; "
+        "all see the same batches."
+    )
+    return report.Section("Do networks learn better?", text, numbers, pictures)
+
+
+def _gradients(run: _program.Run, cells: list[Cell]) -> report.Section:
+    numbers, pictures = [], []
+    for cell in cells:
+        base = format_number(np.mean(cell.distance(NONE)))
+        added = {
+            method: difference(run, cell.distance(method), cell.distance(NONE))
+            for method in PENALTIES
+        }
+        rows = ", ".join(f"{method} {difference_text(found)}" for method, found in added.items())
+        numbers.append(
+            report.Number(f"{cell.title}, |log10 g_1/g_L|", base, "Without penalty, mean over "
+                          f"training and seeds; what each penalty adds to it: {rows}.")
+        )  # fmt: skip
+    for number, group in enumerate(_by_case(cells)):
+        marks = group[0].marks
+        # The start, a tenth of training, and its end.
+        some = [0, int(np.argmin(np.abs(np.asarray(marks) - marks[-1] / 10))), len(marks) - 1]
+        panels = [
+            report.LinePanel(
+                f"{cell.title}, step {marks[at]:,}",
+                {
+                    method: (
+                        np.arange(1, of["profile"].shape[2] + 1),
+                        _middle(of["profile"][:, at]),
+                    )
+                    for method, of in cell.found.items()
+                },
+            )
+            for cell in group
+            for at in some
+        ]
+        steps = [
+            report.LinePanel(
+                cell.title,
+                {method: (marks, *_middle_half(of["rho"])) for method, of in cell.found.items()},
+                {"constant norm": 0.0},
+            )
+            for cell in group
+        ]
+        pictures += [
+            report.picture(
+                report.line_panels(panels, xlabel="layer", ylabel="|dLoss/dh|", log_y=True),
+                name=f"gradient_by_layer{_end(number)}",
+                alt="Norm of the gradient at each layer's outputs, one line a method: at the "
+                "start, after a tenth and at the end of training; a row for each activation.",
+                caption="Median over seeds, at the chosen strengths. Backpropagation runs from the "
+                "right to the left: a line that falls towards the left is a vanishing gradient.",
+                wide=True,
+            ),
+            report.picture(
+                report.line_panels(
+                    steps, xlabel="step", ylabel="log10 of first over last layer's gradient"
+                ),
+                name=f"gradient_ratio{_end(number)}",
+                alt="Ratio of the gradients at the first and last layer against the step, one line "
+                "a method, a panel for each activation.",
+                caption="Median and middle half of the seeds. 0 is a constant norm. Networks that "
+                "have learned drift to a small ratio whatever the method, so that the claims take "
+                "the mean over training.",
+                wide=True,
+            ),
+        ]
+    text = (
+        "g_l is the norm of the loss's gradient by the outputs of layer l, over a batch. Where it "
+        "is 0 in float32 it counts as the smallest normal number."
+    )
+    return report.Section("Do gradients keep their norm?", text, numbers, pictures)
+
+
+def _spectra(cells: list[Cell]) -> report.Section:
+    panels = []
+    for cell in cells:
+        every = np.concatenate([of["spectra"].ravel() for of in cell.found.values()])
+        every = every[np.isfinite(every) & (every > 0)]
+        low, high = np.log10(np.quantile(every, [0.005, 1])) if every.size else (-1, 1)
+        edges = np.linspace(low, high + 1e-3, 41)
+        middles = 10 ** ((edges[1:] + edges[:-1]) / 2)
+        start = {"before, all methods": _shares(cell.found[NONE]["spectra"][:, 0], edges)}
+        after = {f"after, {m}": _shares(of["spectra"][:, 1], edges) for m, of in cell.found.items()}
+        panels.append(
+            report.LinePanel(
+                cell.title, {name: (middles, share) for name, share in (start | after).items()}
+            )
+        )
+    picture = report.picture(
+        report.line_panels(
+            panels,
+            xlabel="singular value of the end-to-end Jacobian",
+            ylabel="share of all values",
+            log_x=True,
+        ),
+        name="singular_values",
+        alt="Histograms of the singular values of the outputs' Jacobian by the inputs, before and "
+        "after training, a panel for each activation.",
+        caption="Histograms over some training examples and all seeds, as lines. Before training "
+        "all methods have the same networks.",
+        wide=True,
+    )
+    numbers = [
+        report.number(
+            f"{cell.title}, {method}, largest",
+            np.median(cell.found[method]["spectra"][:, -1, :, 0]),
+            "The largest singular value after training, median over examples and seeds.",
+        )
+        for cell in cells
+        for method in METHODS
+    ]
+    text = "How far the whole network stretches small changes of its input, in each direction."
+    return report.Section("From the input to the output", text, numbers, [picture])
+
+
+def _autoencoders(cells: list[Cell]) -> report.Section:
+    pictures = []
+    for number, group in enumerate(_by_case(cells)):
+        marks = group[0].marks
+        some = [0, len(marks) // 2, len(marks) - 1]
+        panels, labels = [], np.array([])
+        for cell in group:
+            # Seeds are averaged: a point is a layer of a method at a step.
+            x, y = (
+                np.stack([of[name][:, some].mean(axis=0) for of in cell.found.values()], axis=1)
+                for name in ("isometry", "reconstruction")
+            )
+            labels = np.repeat([f"step {marks[at]:,}" for at in some], x[0].size)
+            panels.append(report.Panel(cell.title, x.ravel(), np.log10(y.ravel()), log_x=True))
+        pictures.append(
+            report.picture(
+                report.scatter_panels(
+                    panels,
+                    ylabel="log10 of the autoencoder's loss",
+                    groups=labels,
+                    columns=3,
+                    panel_size=(3.2, 2.8),
+                ),
+                name=f"autoencoder_and_penalty{_end(number)}",
+                alt="Each layer's loss as an autoencoder against ||J'J - I||² of the same layer, a "
+                "panel for each activation, a colour for each step.",
+                caption="A point is a layer of one method at one step, averaged over seeds. To the "
+                "right: ||J'J - I||² of the layer; both are divided by its units. The loss sees "
+                "the Jacobian along the data only, and is as small as the data are.",
+                wide=True,
+            )
+        )
+    text = (
+        "For ReLU the loss of a layer as an autoencoder with tied weights is ||(I - J'J)x - "
+        "J'b||²: Hutchinson's estimate of ||J'J - I||² with the data, not random signs, as its "
+        "probe. Claim C4 holds that, and what noise adds, against explicit Jacobians of trained "
+        "layers in float64."
+    )
+    return report.Section("The autoencoder and the penalty", text, pictures=pictures)
+
+
+def _end(number: int) -> str:
+    """What the names of a case's pictures end in."""
+    return f"_{number + 1}" if number else ""
+
+
+def _by_case(cells: list[Cell]) -> list[list[Cell]]:
+    found: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.case, []).append(cell)
+    return list(found.values())
+
+
+def _middle(values: Any) -> Any:
+    return np.median(values, axis=0)
+
+
+def _middle_half(values: Any) -> tuple[Any, Any, Any]:
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
+    return middle, low, high
+
+
+def _shares(values: Any, edges: Any) -> Any:
+    shown = np.log10(np.maximum(values[np.isfinite(values)], 1e-38))
+    counts = np.histogram(np.clip(shown, edges[0], edges[-1]), edges)[0]
+    return counts / max(values.size, 1)
+
+
+def _triple(found: Any) -> tuple[float, float, float]:
+    return found.estimate, found.low, found.high

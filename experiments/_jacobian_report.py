@@ -11,6 +11,8 @@ from poster_jax.core import report
 from poster_jax.core.claims import format_number
 
 PENALTIES = METHODS[1:]
+FLOOR = 1e-10  # of singular values in pictures: those of a rank below full are rounding
+WHEN = ("at the start", "half-way", "in the end")  # in this order by letters, as legends are
 
 
 def findings(run: _program.Run, cells: list[Cell]) -> _program.Findings:
@@ -62,14 +64,15 @@ def _accuracies(run: _program.Run, cells: list[Cell]) -> report.Section:
         for cell in cells
         for method in PENALTIES
     ]
+    strengths = run.settings.strengths
     panels = [
         report.LinePanel(
             cell.title,
-            {
-                method: (run.settings.strengths, curves["test accuracy"].mean(axis=1))
+            {NONE: (strengths, np.full(len(strengths), cell.accuracy(NONE).mean()))}
+            | {
+                method: (strengths, curves["test accuracy"].mean(axis=1))
                 for method, curves in cell.curves.items()
             },
-            {"without penalty": float(np.mean(cell.accuracy(NONE)))},
         )
         for cell in cells
     ]
@@ -86,7 +89,7 @@ def _accuracies(run: _program.Run, cells: list[Cell]) -> report.Section:
             report.line_panels(panels, xlabel="strength λ", ylabel="test accuracy", log_x=True),
             name="accuracy_by_strength",
             alt="Test accuracy against the strength of each penalty, a panel for each activation; "
-            "the accuracy without penalty is a dashed line.",
+            "the accuracy without penalty is a level line.",
             caption=f"Means over the {few} networks of each strength by whose held-out accuracy "
             "the strengths were chosen; all strengths of a method that were tried are here.",
             wide=True,
@@ -179,32 +182,31 @@ def _gradients(run: _program.Run, cells: list[Cell]) -> report.Section:
 
 
 def _spectra(cells: list[Cell]) -> report.Section:
+    shares = np.linspace(0, 1, 61)
     panels = []
     for cell in cells:
-        every = np.concatenate([of["spectra"].ravel() for of in cell.found.values()])
-        every = every[np.isfinite(every) & (every > 0)]
-        low, high = np.log10(np.quantile(every, [0.005, 1])) if every.size else (-1, 1)
-        edges = np.linspace(low, high + 1e-3, 41)
-        middles = 10 ** ((edges[1:] + edges[:-1]) / 2)
-        start = {"before, all methods": _shares(cell.found[NONE]["spectra"][:, 0], edges)}
-        after = {f"after, {m}": _shares(of["spectra"][:, 1], edges) for m, of in cell.found.items()}
-        panels.append(
-            report.LinePanel(
-                cell.title, {name: (middles, share) for name, share in (start | after).items()}
-            )
-        )
+        before = {"before training, all": cell.found[NONE]["spectra"][:, 0]}
+        after = {f"after, {method}": of["spectra"][:, 1] for method, of in cell.found.items()}
+        series = {
+            name: (np.quantile(np.maximum(values, FLOOR), shares), shares)
+            for name, values in (before | after).items()
+            if np.isfinite(values).all()
+        }
+        panels.append(report.LinePanel(cell.title, series))
     picture = report.picture(
         report.line_panels(
             panels,
-            xlabel="singular value of the end-to-end Jacobian",
-            ylabel="share of all values",
+            xlabel="singular value",
+            ylabel="share of values below",
             log_x=True,
+            panel_size=(3.3, 3.0),
         ),
         name="singular_values",
-        alt="Histograms of the singular values of the outputs' Jacobian by the inputs, before and "
-        "after training, a panel for each activation.",
-        caption="Histograms over some training examples and all seeds, as lines. Before training "
-        "all methods have the same networks.",
+        alt="Cumulative histograms of the singular values of the outputs' Jacobian by the inputs, "
+        "before and after training, a panel for each activation.",
+        caption="All singular values of the Jacobian of the outputs by the inputs, at some "
+        f"examples and of all seeds: which share lies below. Values below {FLOOR:g} stand there. "
+        "A network with dynamical isometry is a step at 1.",
         wide=True,
     )
     numbers = [
@@ -232,8 +234,9 @@ def _autoencoders(cells: list[Cell]) -> report.Section:
                 np.stack([of[name][:, some].mean(axis=0) for of in cell.found.values()], axis=1)
                 for name in ("isometry", "reconstruction")
             )
-            labels = np.repeat([f"step {marks[at]:,}" for at in some], x[0].size)
-            panels.append(report.Panel(cell.title, x.ravel(), np.log10(y.ravel()), log_x=True))
+            labels = np.repeat(WHEN, x[0].size)
+            title = f"{cell.title}: to the right ||J'J − I||²"
+            panels.append(report.Panel(title, x.ravel(), np.log10(y.ravel()), log_x=True))
         pictures.append(
             report.picture(
                 report.scatter_panels(
@@ -246,9 +249,9 @@ def _autoencoders(cells: list[Cell]) -> report.Section:
                 name=f"autoencoder_and_penalty{_end(number)}",
                 alt="Each layer's loss as an autoencoder against ||J'J - I||² of the same layer, a "
                 "panel for each activation, a colour for each step.",
-                caption="A point is a layer of one method at one step, averaged over seeds. To the "
-                "right: ||J'J - I||² of the layer; both are divided by its units. The loss sees "
-                "the Jacobian along the data only, and is as small as the data are.",
+                caption="A point is a layer of one method at one step, averaged over seeds; both "
+                "are divided by the layer's units. The loss sees the Jacobian along the data only, "
+                "and is as small as the data are.",
                 wide=True,
             )
         )
@@ -280,12 +283,6 @@ def _middle(values: Any) -> Any:
 def _middle_half(values: Any) -> tuple[Any, Any, Any]:
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
     return middle, low, high
-
-
-def _shares(values: Any, edges: Any) -> Any:
-    shown = np.log10(np.maximum(values[np.isfinite(values)], 1e-38))
-    counts = np.histogram(np.clip(shown, edges[0], edges[-1]), edges)[0]
-    return counts / max(values.size, 1)
 
 
 def _triple(found: Any) -> tuple[float, float, float]:

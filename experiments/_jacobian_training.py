@@ -56,20 +56,24 @@ class Task(NamedTuple):
     Attributes:
       case: data set, network and recipe.
       settings: of the run.
-      num_steps: of training.
+      segment_steps: steps between two marks, at which gradients are looked at.
       num_classes: outputs.
     """
 
     case: Case
     settings: Any
-    num_steps: int
+    segment_steps: int
     num_classes: int
 
     @property
+    def num_steps(self) -> int:
+        """Of training."""
+        return self.settings.num_marks * self.segment_steps
+
+    @property
     def marks(self) -> list[int]:
-        """After which steps gradients are looked at; 0 and the last one among them."""
-        marks = np.linspace(0, self.num_steps, self.settings.num_marks + 1)
-        return sorted({int(mark) for mark in marks.round()})
+        """Steps: 0, the last one, and equally many between them."""
+        return list(range(0, self.num_steps + 1, self.segment_steps))
 
 
 def prepare(run: Run, case: Case) -> tuple[Task, Examples]:
@@ -97,7 +101,9 @@ def prepare(run: Run, case: Case) -> tuple[Task, Examples]:
     )
     per_epoch = training.steps_per_epoch(len(used), case.recipe.batch_size)
     num_steps = case.recipe.steps or case.recipe.epochs * per_epoch
-    return Task(case, chosen, num_steps, dataset.num_classes), examples
+    # All segments are equally long: fewer steps than there are marks are left out at the end.
+    segment_steps = max(1, num_steps // chosen.num_marks)
+    return Task(case, chosen, segment_steps, dataset.num_classes), examples
 
 
 def penalty_of(method: str, network: Network) -> dict[str, Any]:
@@ -132,7 +138,7 @@ def loss_of(method: str, network: Network, strength: Any, augment: bool) -> Any:
         found = jacobian.network_penalty(
             *network.layers(params, state, x),
             x,
-            key,
+            None if network.dense else key,  # closed forms draw nothing
             select=network.select,
             **penalty_of(method, network),
         )
@@ -200,23 +206,30 @@ def train_one(
     probe = tuple(part[: task.settings.probe_examples] for part in examples.train)
     init_key, run_key, look_key = jax.random.split(key, 3)
     params, state = network.init(init_key, probe[0])
-    found = training.fit(
-        loss_of(method, network, strength, recipe.augment),
-        params,
-        examples.train,
-        run_key,
-        optimizer=optimiser(recipe, task.num_steps),
-        num_steps=task.num_steps,
-        batch_size=recipe.batch_size,
-        batch_key=examples.order,
-        model_state=state,
-        metrics_fn=lambda now: (now.params, now.model_state),
-        metrics_steps=task.marks,
-    )
-    # Looked at afterwards, one mark after another: the step's program stays small.
-    seen = jax.lax.map(lambda at: look(network, *at, probe, look_key), found.metrics)
+    optimizer = optimiser(recipe, task.num_steps)
+    loss_fn = loss_of(method, network, strength, recipe.augment)
+
+    def segment(state: training.TrainState, start: Any) -> tuple[Any, Any]:
+        run = training.continue_fit(
+            loss_fn,
+            state,
+            examples.train,
+            optimizer=optimizer,
+            num_steps=task.segment_steps,
+            batch_size=recipe.batch_size,
+            start=start,
+            batch_key=examples.order,
+        )
+        return run.state, ((state.params, state.model_state), run.diverged)
+
+    start = training.init_state(params, run_key, optimizer=optimizer, model_state=state)
+    end, (before, diverged) = jax.lax.scan(segment, start, jnp.asarray(task.marks[:-1]))
+    trained = (end.params, end.model_state)
+    # Networks are looked at afterwards, one mark after another: the step's program stays small.
+    at_marks = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), before, trained)
+    seen = jax.lax.map(lambda at: look(network, *at, probe, look_key), at_marks)
     few = probe[0][: task.settings.spectrum_examples]
-    ends = jax.tree.map(lambda a: a[jnp.array([0, -1])], found.metrics)
+    ends = jax.tree.map(lambda a: a[jnp.array([0, -1])], at_marks)
     spectra = jax.lax.map(
         lambda at: (
             jacobian.singular_values(
@@ -228,9 +241,9 @@ def train_one(
     return {
         **seen,
         "spectra": spectra,
-        "diverged": found.diverged,
-        **quality(task, network, found.params, found.state.model_state, examples),
-        "kept": _kept(network, found.params, probe[0]) if network.dense else (),
+        "diverged": diverged.any(),
+        **quality(task, network, *trained, examples),
+        "kept": _kept(network, trained[0], probe[0]) if network.dense else (),
     }
 
 
@@ -299,6 +312,15 @@ def members(task: Task, strengths: Any, seeds: Any, key: Any) -> tuple[Any, ...]
     return keys, jnp.asarray(strengths[kind, at]), (shapes[:, 0], shapes[:, 1]), gains
 
 
+def choose(strengths: Any, held_out: Any) -> Any:
+    """The strength of the largest mean over seeds of `held_out` (activations, strengths, seeds).
+
+    One at which a network diverged has no accuracy, and is not chosen.
+    """
+    means = np.mean(held_out, axis=2)
+    return np.asarray(strengths)[np.where(np.isnan(means), -1, means).argmax(axis=1)]
+
+
 def train(run: Run, task: Task, examples: Examples, update: Callable[[str], None]) -> Any:
     """Method -> (curves over the strengths, chosen strengths, the networks that are compared).
 
@@ -331,10 +353,7 @@ def train(run: Run, task: Task, examples: Examples, update: Callable[[str], None
         if method != NONE:
             grid = np.tile(chosen.strengths, (kinds, 1))
             curves = stage("choosing", grid, np.arange(few))
-            held_out = curves["held-out accuracy"].mean(axis=2)
-            # A strength at which a network diverged has no accuracy, and is not chosen.
-            at = np.where(np.isnan(held_out), -1, held_out).argmax(axis=1)
-            best = np.asarray(chosen.strengths)[at]
+            best = choose(chosen.strengths, curves["held-out accuracy"])
             curves = {name: curves[name] for name in ("test accuracy", "held-out accuracy")}
         measured = stage("measuring", best, few + np.arange(chosen.num_seeds))
         found[method] = (curves, best, jax.tree.map(lambda a: a[:, 0], measured))

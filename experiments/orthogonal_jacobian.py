@@ -76,7 +76,6 @@ PRESETS = {
         strengths=(0.3, 3.0),
         num_seeds=4,
         num_train=600,
-        num_marks=4,
         spectrum_examples=4,
         num_resamples=200,
     ),

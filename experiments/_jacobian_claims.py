@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments._jacobian_networks import Case
-from experiments._jacobian_training import AUTOENCODER, METHODS, NONE, NORM, ORTHOGONAL
+from experiments._jacobian_training import AUTOENCODER, NONE, NORM, ORTHOGONAL
 from experiments._program import Run
 from poster_jax.core.claims import (
     Claim,
@@ -150,7 +150,14 @@ def _consistency_claim(run: Run, cells: list[Cell]) -> Claim:
         unit=f"test accuracy, with minus without, the smallest of {len(cells)} settings",
         rule="C1 holds in at least one setting and is below 0 in none",
         holds=bool(finite and better and not worse),
-        control=f"above 0: {', '.join(better) or 'none'}; below 0: {', '.join(worse) or 'none'}",
+        control="; ".join(
+            f"{verdict}: {', '.join(titles) or 'none'}"
+            for verdict, titles in (
+                ("above 0", better),
+                ("below 0", worse),
+                ("undecided", [title for title in each if title not in better + worse]),
+            )
+        ),
     )
 
 
@@ -327,6 +334,3 @@ def cells_of(case: Case, marks: Any, found: Any, identities: Any, *, alone: bool
             )
         )
     return cells
-
-
-__all__ = ["METHODS", "Cell", "cells_of", "claims_of", "difference", "difference_text"]

@@ -6,11 +6,10 @@ import numpy as np
 
 from experiments import _program
 from experiments._jacobian_claims import Cell, claims_of, difference, difference_text
-from experiments._jacobian_training import METHODS, NONE
+from experiments._jacobian_training import NONE
 from poster_jax.core import report
 from poster_jax.core.claims import format_number
 
-PENALTIES = METHODS[1:]
 FLOOR = 1e-10  # of singular values in pictures: those of a rank below full are rounding
 WHEN = ("at the start", "half-way", "in the end")  # in this order by letters, as legends are
 
@@ -32,7 +31,7 @@ def findings(run: _program.Run, cells: list[Cell]) -> _program.Findings:
     lead = (
         "A layer's Jacobian J contains its nonlinearity; J J' = I would keep the norm of every "
         "gradient that passes back through it. Deep networks were trained with that penalty, with "
-        "five others and with none: the same starts, the same batches. Of the poster the abstract "
+        "others and with none: the same starts, the same batches. Of the poster the abstract "
         "alone is known, so that its networks, strengths and figures are not: these are this "
         "project's, and each penalty is compared with its own baseline."
     )
@@ -62,7 +61,7 @@ def _accuracies(run: _program.Run, cells: list[Cell]) -> report.Section:
             f"{difference_text(difference(run, cell.accuracy(method), cell.accuracy(NONE)))}.",
         )
         for cell in cells
-        for method in PENALTIES
+        for method in cell.curves
     ]
     strengths = run.settings.strengths
     panels = [
@@ -79,7 +78,7 @@ def _accuracies(run: _program.Run, cells: list[Cell]) -> report.Section:
     intervals = {
         cell.title: {
             method: _triple(difference(run, cell.accuracy(method), cell.accuracy(NONE)))
-            for method in PENALTIES
+            for method in cell.curves
         }
         for cell in cells
     }
@@ -91,7 +90,7 @@ def _accuracies(run: _program.Run, cells: list[Cell]) -> report.Section:
             alt="Test accuracy against the strength of each penalty, a panel for each activation; "
             "the accuracy without penalty is a level line.",
             caption=f"Means over the {few} networks of each strength by whose held-out accuracy "
-            "the strengths were chosen; all strengths of a method that were tried are here.",
+            f"the strengths were chosen: all that were tried. Without penalty: the {seeds} others.",
             wide=True,
         ),
         report.picture(
@@ -118,7 +117,7 @@ def _gradients(run: _program.Run, cells: list[Cell]) -> report.Section:
         base = format_number(np.mean(cell.distance(NONE)))
         added = {
             method: difference(run, cell.distance(method), cell.distance(NONE))
-            for method in PENALTIES
+            for method in cell.curves
         }
         rows = ", ".join(f"{method} {difference_text(found)}" for method, found in added.items())
         numbers.append(
@@ -162,9 +161,7 @@ def _gradients(run: _program.Run, cells: list[Cell]) -> report.Section:
                 wide=True,
             ),
             report.picture(
-                report.line_panels(
-                    steps, xlabel="step", ylabel="log10 of first over last layer's gradient"
-                ),
+                report.line_panels(steps, xlabel="step", ylabel="log10 g_1/g_L"),
                 name=f"gradient_ratio{_end(number)}",
                 alt="Ratio of the gradients at the first and last layer against the step, one line "
                 "a method, a panel for each activation.",
@@ -189,7 +186,7 @@ def _spectra(cells: list[Cell]) -> report.Section:
         after = {f"after, {method}": of["spectra"][:, 1] for method, of in cell.found.items()}
         series = {
             name: (np.quantile(np.maximum(values, FLOOR), shares), shares)
-            for name, values in (before | after).items()
+            for name, values in (after | before).items()
             if np.isfinite(values).all()
         }
         panels.append(report.LinePanel(cell.title, series))
@@ -216,7 +213,7 @@ def _spectra(cells: list[Cell]) -> report.Section:
             "The largest singular value after training, median over examples and seeds.",
         )
         for cell in cells
-        for method in METHODS
+        for method in cell.found
     ]
     text = "How far the whole network stretches small changes of its input, in each direction."
     return report.Section("From the input to the output", text, numbers, [picture])

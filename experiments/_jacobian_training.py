@@ -29,6 +29,7 @@ METHODS = (
     "small Jacobian",
 )
 NONE, ORTHOGONAL, NORM, AUTOENCODER, WEIGHTS, SMALL = METHODS
+NEEDED = METHODS[:4]  # by the claims
 KEPT = 4  # hidden layers, and inputs of each, that are kept of a trained dense network
 # A gradient that is 0 in float32 counts as the smallest normal number.
 TINY = float(np.finfo(np.float32).tiny)
@@ -330,7 +331,7 @@ def train(run: Run, task: Task, examples: Examples, update: Callable[[str], None
     chosen, case = run.settings, task.case
     key = jax.random.fold_in(run.key, 1)
     kinds, few, found = len(case.activations), chosen.num_choosing_seeds, {}
-    for method in METHODS:
+    for method in chosen.methods:
         # One function for both, so that one program serves where the populations are equally large.
         population = partial(
             training.map_population,

@@ -35,6 +35,7 @@ class Settings:
         (Case("digits", "dense network", 20, 64, ALL, Recipe(0.02, 64, steps=600, clip=5.0)),),
         "data sets with their networks",
     )
+    methods: tuple = _program.setting(training.METHODS, "penalties, none the first")
     strengths: tuple = _program.setting((0.1, 0.3, 1.0, 3.0, 10.0), "that every method tries")
     num_seeds: int = _program.setting(10, "networks of each method that are compared")
     num_choosing_seeds: int = _program.setting(2, "others, of each strength, to choose it by")
@@ -53,6 +54,10 @@ class Settings:
             for name, gain in case.activations:
                 checks.check_choice("activation", name, list(ACTIVATIONS))
                 checks.check_positive("gain", gain)
+        for method in self.methods:
+            checks.check_choice("methods", method, training.METHODS)
+        if self.methods[: len(training.NEEDED)] != training.NEEDED:
+            raise ValueError(f"methods must begin with {training.NEEDED}, got {self.methods}.")
         for strength in self.strengths:
             checks.check_positive("strengths", strength)
 
@@ -97,7 +102,7 @@ def experiment(run: _program.Run) -> _program.Findings:
     for case in cases:
         run.load(case.dataset)  # a set that is not there is told before anything is trained
     # Each method but none has a population to choose its strength by, and one to compare.
-    stages = (2 * len(training.METHODS) - 1 + 1) * len(cases)
+    stages = 2 * len(run.settings.methods) * len(cases)  # and the identities
     with run.progress("orthogonal Jacobians", stages) as update:
         done = iter(range(stages))
         for case in cases:

@@ -1,4 +1,4 @@
-"""Draws orthogonal_jacobian.png: python docs/images/orthogonal_jacobian.py (half a minute on a CPU).
+"""Draws orthogonal_jacobian.png: python docs/images/orthogonal_jacobian.py (half a minute, a CPU).
 
 Two networks of 20 tanh layers from the same start, whose gradients vanish: one trained as it is,
 one with the penalty of its layers' Jacobians.
@@ -13,7 +13,7 @@ import optax
 from poster_jax import jacobian
 from poster_jax.core import data, losses, report, training
 
-DEPTH, WIDTH, STEPS = 20, 64, (0, 60, 600)
+DEPTH, WIDTH, STEPS = 20, 64, (0, 150, 600)
 digits = data.load("digits", flat=True)
 
 

@@ -201,6 +201,7 @@ def test_the_identities_hold_at_relu_and_fail_elsewhere(x64, key):
     ("changes", "word"),
     [
         ({"strengths": (0.0,)}, "strengths"),
+        ({"methods": ("none", "small Jacobian")}, "methods"),
         ({"cases": (SMOKE.cases[0]._replace(network="MLP"),)}, "network"),
         ({"cases": (SMOKE.cases[0]._replace(activations=(("GELU", 1.0),)),)}, "activation"),
         ({"cases": (SMOKE.cases[0]._replace(activations=(("tanh", 0.0),)),)}, "gain"),
@@ -244,20 +245,24 @@ def test_smoke_writes_all_its_files_and_a_second_run_reads_them(tmp_path):
     assert again.claims == found.claims
 
 
+TINY = Recipe(0.01, 4, epochs=1, cosine=True, clip=5.0, weight_decay=5e-4, augment=True)
+HE = (("ReLU", 2**0.5),)
+IMAGES = {
+    "plain CNN": Case("tfds:cifar10", "plain CNN", 5, 2, HE, TINY),
+    "ResNet": Case("tfds:cifar10", "ResNet", 10, 2, HE, TINY),
+}
+
+
 @pytest.mark.slow
 def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
-    """Convolutions by probes, BatchNorm with a Jacobian of the whole batch, images moved about."""
+    """Convolutions by probes, and images moved about."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
-    recipe = Recipe(0.01, 4, epochs=1, cosine=True, clip=5.0, weight_decay=5e-4, augment=True)
-    relu = (("ReLU", 2**0.5),)
+    mnist = TINY._replace(augment=False)
     found = _execute(
         tmp_path,
         preset="paper",
-        cases=(
-            Case("tfds:mnist", "dense network", 4, 8, relu, recipe._replace(augment=False)),
-            Case("tfds:cifar10", "plain CNN", 5, 2, relu, recipe),
-            Case("tfds:cifar10", "ResNet", 10, 2, relu, recipe),
-        ),
+        cases=(Case("tfds:mnist", "dense network", 4, 8, HE, mnist), IMAGES["plain CNN"]),
+        methods=training.NEEDED,
         strengths=(0.1,),
         num_seeds=2,
         num_choosing_seeds=2,
@@ -267,5 +272,39 @@ def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch)
         spectrum_examples=2,
         num_resamples=50,
     )
-    assert len(found.claims) == 3 * 3 + 1 + 3 + 3
+    assert len(found.claims) == 2 * 3 + 1 + 3 + 2
     assert not any(claim.num_nonfinite for claim in found.claims)
+    assert (tmp_path / "figures" / "gradient_by_layer_2.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", IMAGES)
+def test_every_penalty_of_a_convolutional_network_has_a_finite_gradient(kind, key):
+    """With BatchNorm the Jacobian is that of the whole batch, in training mode."""
+    x, y = jax.random.normal(key, (4, 8, 8, 3)), jnp.arange(4)
+    shape = ACTIVATIONS["ReLU"]
+
+    @jax.jit
+    def gradients(key):
+        network = networks.build(IMAGES[kind], shape, 2**0.5, 4)
+        params, state = network.init(key, x)
+        found = {}
+        for method in training.METHODS:
+            loss = training.loss_of(method, network, 0.5, False).fn
+            found[method] = jax.grad(loss, has_aux=True)(params, state, (x, y), key)
+        layers, own = network.layers(params, state, x)
+        h = x
+        for layer, params_l in zip(layers, own, strict=True):
+            h = layer(params_l, h)
+        return found, h - network.train(params, state, x)[0]
+
+    found, gap = gradients(key)
+    np.testing.assert_allclose(gap, 0, atol=1e-5)  # the layers are the network
+    plain, states = found[training.NONE]
+    for method in training.METHODS[1:]:
+        gradient, new_states = found[method]
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+        moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), gradient, plain)
+        assert max(jax.tree.leaves(moved)) > 1e-4
+        for ours, theirs in zip(jax.tree.leaves(new_states), jax.tree.leaves(states), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)

@@ -5,7 +5,7 @@ NeurIPS 2019 workshop SEDL. Networks whose gradients vanish are trained with ||J
 hidden layer, with the norm-preserving form, as stacked autoencoders, with two other regularisers
 and with none. The poster's networks are not known: its abstract alone could be read.
 
-    python -m experiments.orthogonal_jacobian --preset=smoke   # 20 seconds, to see that it runs
+    python -m experiments.orthogonal_jacobian --preset=smoke   # half a minute, to see that it runs
     python -m experiments.orthogonal_jacobian                  # laptop: MLPs of 20 layers, digits
     python -m experiments.orthogonal_jacobian --preset=paper   # MNIST and CIFAR-100; a GPU, days
 """
@@ -78,6 +78,7 @@ def _paper() -> tuple[Case, ...]:
 PRESETS = {
     "smoke": Settings(
         cases=(Case("digits", "dense network", 6, 16, ALL, Recipe(0.02, 64, steps=100, clip=5.0)),),
+        methods=training.NEEDED,
         strengths=(0.3, 3.0),
         num_seeds=4,
         num_train=600,

@@ -238,7 +238,7 @@ def test_smoke_writes_all_its_files_and_a_second_run_reads_them(tmp_path):
     }
     assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == pictures
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == len(KINDS) * (2 * len(training.METHODS) - 1)
+    assert len(rows) == len(KINDS) * (2 * len(SMOKE.methods) - 1)
     held = {claim.name: claim.holds for claim in found.claims}
     assert all(held[name] for name in NAMES if name.startswith("C4"))
     again = _execute(tmp_path)  # every stage is read from disk
@@ -257,11 +257,10 @@ IMAGES = {
 def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
     """Convolutions by probes, and images moved about."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
-    mnist = TINY._replace(augment=False)
     found = _execute(
         tmp_path,
         preset="paper",
-        cases=(Case("tfds:mnist", "dense network", 4, 8, HE, mnist), IMAGES["plain CNN"]),
+        cases=(IMAGES["plain CNN"],),
         methods=training.NEEDED,
         strengths=(0.1,),
         num_seeds=2,
@@ -272,9 +271,23 @@ def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch)
         spectrum_examples=2,
         num_resamples=50,
     )
-    assert len(found.claims) == 2 * 3 + 1 + 3 + 2
+    names = ["C1 (ReLU)", "C1 (consistently)", "C2 (ReLU)", "C3 (ReLU)", "C5"]
+    assert [claim.name for claim in found.claims] == names  # C4 is of dense layers
     assert not any(claim.num_nonfinite for claim in found.claims)
-    assert (tmp_path / "figures" / "gradient_by_layer_2.png").exists()
+
+
+def test_a_dense_network_reads_images_as_vectors_and_some_are_held_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
+    settings = dataclasses.replace(experiment.PRESETS["paper"], num_choose=4, num_marks=2)
+    run = _program.Run("orthogonal_jacobian", "paper", settings, tmp_path, 0)
+    recipe = Recipe(0.1, 4, epochs=2)
+    task, examples = training.prepare(run, Case("tfds:mnist", "dense network", 3, 8, HE, recipe))
+    assert examples.train[0].shape == (16, 784)
+    assert examples.choose[0].shape == (4, 784)
+    assert examples.test[0].shape == (10, 784)
+    every = np.concatenate([examples.train[0], examples.choose[0]])
+    assert len(np.unique(every, axis=0)) == 20
+    assert task.marks == [0, 4, 8]  # two epochs of 16 examples in batches of 4
 
 
 @pytest.mark.slow

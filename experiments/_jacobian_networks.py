@@ -137,16 +137,17 @@ def _dense(case: Case, shape: Any, gain: Any, num_classes: int) -> Network:
 
     def init(key: Any, x: Any) -> Any:
         def draw(key: Any, inputs: int, outputs: int) -> Any:
-            kernel = gain / inputs**0.5 * jax.random.normal(key, (inputs, outputs))
-            return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+            # One axis: XLA compiles the same draws of a matrix for seconds longer.
+            kernel = jax.random.normal(key, (inputs * outputs,)).reshape(inputs, outputs)
+            return {"kernel": gain / inputs**0.5 * kernel, "bias": jnp.zeros(outputs)}
 
-        first, *rest, last = jax.random.split(key, case.depth)
-        stack = jax.vmap(lambda key: draw(key, case.width, case.width))(jnp.stack(rest))
-        return (
-            draw(first, x.shape[-1], case.width),
-            stack,
-            draw(last, case.width, num_classes),
-        ), ()
+        keys = jax.random.split(key, case.depth)
+        params = (
+            draw(keys[0], x.shape[-1], case.width),
+            jax.vmap(lambda key: draw(key, case.width, case.width))(keys[1:-1]),
+            draw(keys[-1], case.width, num_classes),
+        )
+        return params, ()
 
     def apply(params: Any, x: Any) -> Any:
         for layer, own in zip(layers, params, strict=True):

@@ -209,6 +209,20 @@ def test_histograms_share_their_bins_and_count_what_they_show():
         np.testing.assert_allclose(outline.values, heights)
 
 
+def test_a_name_has_one_look_in_all_panels_of_lines_and_one_legend_entry():
+    first = report.LinePanel("one", {"a": ([1, 2], [3, 4]), "b": ([1, 2], [5, 6])}, {"zero": 0.0})
+    second = report.LinePanel("two", {"b": ([1, 2], [7, 8], [6, 7], [8, 9])})
+    figure = report.line_panels([first, second], xlabel="x", ylabel="y", log_x=True)
+    left, right = (axes.lines for axes in figure.axes)
+    assert np.array_equal(right[0].get_ydata(), [7, 8])
+    assert right[0].get_color() == left[1].get_color() != left[0].get_color()
+    assert right[0].get_marker() == left[1].get_marker()
+    band = figure.axes[1].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (6, 9)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "zero"]
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "2"]
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("call", "word"),
@@ -216,6 +230,13 @@ def test_histograms_share_their_bins_and_count_what_they_show():
         (lambda: report.curves({}, xlabel="x", ylabel="y"), "series"),
         (lambda: report.curves({"a": ([1], [1, 2])}, xlabel="x", ylabel="y"), "'a'"),
         (lambda: report.scatter_panels([], ylabel="y"), "panels"),
+        (lambda: report.line_panels([], xlabel="x", ylabel="y"), "panels"),
+        (
+            lambda: report.line_panels(
+                [report.LinePanel("p", {"a": ([1], [1, 2])})], xlabel="x", ylabel="y"
+            ),
+            "'a'",
+        ),
         (lambda: report.heat_map([[1]], rows="ab", columns="c", label=""), "values"),
         (lambda: report.interval_plot({}, xlabel=""), "groups"),
         (lambda: report.spectra({}), "densities"),

@@ -17,12 +17,14 @@ from poster_jax.core.report.figures import (
     strips,
 )
 from poster_jax.core.report.histograms import histograms
+from poster_jax.core.report.lines import LinePanel, line_panels
 from poster_jax.core.report.page import Number, Page, Section, number, render_page
 from poster_jax.core.report.picture import STYLE, Picture, new_figure, picture
 
 __all__ = [
     "STYLE",
     "BandPanel",
+    "LinePanel",
     "Number",
     "Page",
     "Panel",
@@ -33,6 +35,7 @@ __all__ = [
     "heat_map",
     "histograms",
     "interval_plot",
+    "line_panels",
     "new_figure",
     "number",
     "picture",

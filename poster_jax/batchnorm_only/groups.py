@@ -110,7 +110,7 @@ def count_parameters(params: Params) -> dict[str, int]:
       9
     """
     sizes, groups = jax.tree.leaves(params), jax.tree.leaves(parameter_groups(params))
-    counts: dict[str, int] = {name: 0 for name in ("total", *GROUPS)}
+    counts: dict[str, int] = dict.fromkeys(("total", *GROUPS), 0)
     for leaf, group in zip(sizes, groups, strict=True):
         counts[group] += leaf.size
         counts["total"] += leaf.size

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from poster_jax import batchnorm_only as batchnorm_only
     from poster_jax import core as core
     from poster_jax import curvature as curvature
     from poster_jax import finite_width as finite_width
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from poster_jax import kernels as kernels
 
 __all__ = [
-    "core", "curvature", "finite_width", "flatness", "gradient_noise", "jacobian", "kernels",
+    "batchnorm_only", "core", "curvature", "finite_width", "flatness", "gradient_noise", "jacobian",
+    "kernels",
 ]  # fmt: skip
 
 try:

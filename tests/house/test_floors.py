@@ -21,6 +21,7 @@ METHODS = {
     "flatness": {"core", "curvature"},
     "gradient_noise": {"core", "curvature"},
     "jacobian": {"core"},
+    "batchnorm_only": {"core"},
 }
 MAY_IMPORT = ENGINES | METHODS
 

@@ -19,9 +19,34 @@ def conv(features: int, size: int, **kwargs: Any) -> nn.Conv:
     return nn.Conv(features, (size, size), conv_general_dilated=conv_general_dilated, **kwargs)
 
 
-def batch_norm(train: bool) -> nn.BatchNorm:
+def batch_norm(train: bool, **kwargs: Any) -> nn.BatchNorm:
     """BatchNorm with the constants of torch, which the published accuracies were made with."""
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, **kwargs)
+
+
+class Affine(nn.Module):
+    """`scale * x + bias` of each channel: what is left of BatchNorm without its statistics.
+
+    Attributes:
+      scale_init: how the scales are drawn; biases start at 0.
+    """
+
+    scale_init: Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        """`x` (..., channels) scaled and moved."""
+        scale = self.param("scale", self.scale_init, x.shape[-1:], x.dtype)
+        return x * scale + self.param("bias", nn.initializers.zeros, x.shape[-1:], x.dtype)
+
+
+def normalisation(norm: str, train: bool, scale_init: Initializer) -> nn.Module:
+    """ "batch", "normalise" (statistics without scale and bias) or "affine" (the contrary)."""
+    if norm == "affine":
+        return Affine(scale_init)
+    if norm == "normalise":
+        return batch_norm(train, use_scale=False, use_bias=False)
+    return batch_norm(train, scale_init=scale_init)
 
 
 def halve(x: jax.Array, pool: Callable[..., Any] = nn.max_pool) -> jax.Array:

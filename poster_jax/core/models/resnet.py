@@ -10,10 +10,12 @@ from poster_jax.core.checks import check_choice, check_count
 from poster_jax.core.models.layers import (
     Activation,
     Initializer,
-    batch_norm,
     check_images,
     conv,
+    normalisation,
 )
+
+NORMS = ("batch", "affine", "normalise")
 
 __all__ = ["ResNet"]
 
@@ -30,10 +32,11 @@ class ResNet(nn.Module):
 
     Attributes:
       num_blocks: n, blocks a stage.
-      norm: "batch", BatchNorm after every convolution, which then has no bias; or None, biases and
-        no norm. Without norm the last convolution of each block starts at zero, so that the
-        network starts as its shortcuts: drawn as the others its outputs would grow with every block
-        (Zhang et al., "Fixup initialization", arXiv 1901.09321).
+      norm: "batch", BatchNorm after every convolution, which then has no bias; "affine", its scale
+        and bias without the statistics; "normalise", the statistics without scale and bias; or
+        None, biases and no norm. Without norm the last convolution of each block starts at zero, so
+        that the network starts as its shortcuts: drawn as the others its outputs would grow with
+        every block (Zhang et al., "Fixup initialization", arXiv 1901.09321).
       projection: what a shortcut does where channels double. False, option A of the paper: every
         second pixel, new channels zero, no parameters, which is what the paper uses on CIFAR. True,
         option B: a 1x1 convolution with stride 2 (272,474 parameters for ResNet-20).
@@ -41,6 +44,10 @@ class ResNet(nn.Module):
       num_classes: outputs.
       activation: after every norm but a block's second, and after every sum.
       kernel_init: how kernels are drawn.
+      scale_init: how the scales of "batch" and "affine" are drawn.
+      scan: whether equal blocks of a stage are one `nn.scan`, recomputed in the backward pass
+        (`nn.remat`): compile time and, but for the inputs of blocks, memory then do not grow with
+        depth. Their parameters are stacked, at `Stage_0/Block_0/Conv_0`, ...
 
     Raises (when called): ValueError when the input is no images, or an attribute does not fit;
     TypeError when the input is no float.
@@ -66,6 +73,8 @@ class ResNet(nn.Module):
     num_classes: int = 10
     activation: Activation = nn.relu
     kernel_init: Initializer = nn.initializers.he_normal()
+    scale_init: Initializer = nn.initializers.ones
+    scan: bool = False
 
     @nn.compact
     def __call__(self, x: Any, *, train: bool = False) -> Any:
@@ -73,25 +82,35 @@ class ResNet(nn.Module):
         check_count("num_blocks", self.num_blocks)
         check_count("width", self.width)
         if self.norm is not None:
-            check_choice("norm", self.norm, ["batch"])
+            check_choice("norm", self.norm, list(NORMS))
         check_images("ResNet", x)
         stem = conv(
             self.width, 3, padding=1, use_bias=self.norm is None, kernel_init=self.kernel_init
         )
         x = stem(x)
         if self.norm is not None:
-            x = batch_norm(train)(x)
+            x = normalisation(self.norm, train, self.scale_init)(x)
         x = self.activation(x)
         for stage in range(3):
-            for block in range(self.num_blocks):
-                x = Block(
-                    features=self.width * 2**stage,
-                    stride=2 if stage and not block else 1,
-                    norm=self.norm,
-                    projection=self.projection,
-                    activation=self.activation,
-                    kernel_init=self.kernel_init,
-                )(x, train=train)
+            options = {
+                "features": self.width * 2**stage,
+                "norm": self.norm,
+                "projection": self.projection,
+                "activation": self.activation,
+                "kernel_init": self.kernel_init,
+                "scale_init": self.scale_init,
+            }
+            first = 1 if stage else 0  # blocks that change the shape
+            for block in range(first if self.scan else self.num_blocks):
+                x = Block(stride=2 if stage and not block else 1, **options)(x, train=train)
+            if self.scan and self.num_blocks > first:
+                links = nn.scan(
+                    nn.remat(_Link, prevent_cse=False),
+                    variable_axes={"params": 0, "batch_stats": 0},
+                    split_rngs={"params": True},
+                    length=self.num_blocks - first,
+                )
+                x, _ = links(options, train, name=f"Stage_{stage}")(x, None)
         return nn.Dense(self.num_classes, kernel_init=self.kernel_init)(x.mean((1, 2)))
 
 
@@ -105,6 +124,7 @@ class Block(nn.Module):
       projection: as in `ResNet`.
       activation: as in `ResNet`.
       kernel_init: as in `ResNet`.
+      scale_init: as in `ResNet`.
     """
 
     features: int
@@ -113,6 +133,7 @@ class Block(nn.Module):
     projection: bool
     activation: Activation
     kernel_init: Initializer
+    scale_init: Initializer
 
     @nn.compact
     def __call__(self, x: Any, *, train: bool) -> Any:
@@ -131,7 +152,9 @@ class Block(nn.Module):
             use_bias=self.norm is None,
             kernel_init=kernel_init,
         )
-        return batch_norm(train)(layer(x)) if self.norm else layer(x)
+        if not self.norm:
+            return layer(x)
+        return normalisation(self.norm, train, self.scale_init)(layer(x))
 
     def _shortcut(self, x: jax.Array, train: bool) -> Any:
         channels = self.features - x.shape[-1]
@@ -141,3 +164,20 @@ class Block(nn.Module):
             return self._conv(x, 1, self.stride, self.kernel_init, train)
         x = x[:, :: self.stride, :: self.stride]
         return jnp.pad(x, [(0, 0), (0, 0), (0, 0), (0, channels)])
+
+
+class _Link(nn.Module):
+    """A block in the form that `nn.scan` takes: one that keeps its shape.
+
+    Attributes:
+      options: of the Block.
+      train: of its call.
+    """
+
+    options: Any
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Any, _: Any) -> Any:
+        """The carried activations, and nothing to stack."""
+        return Block(stride=1, **self.options)(x, train=self.train), None

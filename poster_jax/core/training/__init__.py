@@ -11,6 +11,7 @@ from poster_jax.core.training.batches import epoch_order, steps_per_epoch
 from poster_jax.core.training.fit import Fit, continue_fit, fit
 from poster_jax.core.training.loop import Trained, run_chunks, train
 from poster_jax.core.training.padding import mask_updates, stack_padded, unpad
+from poster_jax.core.training.partition import freeze, merge, partition
 from poster_jax.core.training.population import map_population
 from poster_jax.core.training.state import (
     StatefulLoss,
@@ -31,10 +32,13 @@ __all__ = [
     "epoch_order",
     "fit",
     "fit_until",
+    "freeze",
     "init_state",
     "map_population",
     "mask_updates",
+    "merge",
     "model_loss",
+    "partition",
     "run_chunks",
     "stack_padded",
     "stateful",

@@ -1,0 +1,103 @@
+"""As many parameters as BatchNorm has, but anywhere: random entries of kernels."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from poster_jax.core.checks import check_count, check_key, check_params
+from poster_jax.core.paths import leaf_paths
+from poster_jax.core.typing import Array, Params, PRNGKey
+
+__all__ = ["random_parameter_mask"]
+
+
+def random_parameter_mask(
+    params: Params,
+    key: PRNGKey,
+    *,
+    per_channel: int | None = None,
+    total: int | None = None,
+    channel_axis: int = -1,
+) -> Params:
+    """A random choice of kernel entries, for `core.training.mask_updates`.
+
+    Two per channel are as many as gamma and beta. Entries are drawn without replacement, and anew
+    for every kernel. Gradients of whole kernels are still computed: such a run costs what training
+    everything costs.
+
+    Args:
+      params: pytree; leaves called "kernel" of at least two axes are drawn from. Those of five are
+        taken for convolutions stacked by `nn.scan`, each with a draw of its own.
+      key: PRNG key.
+      per_channel: entries of every output channel of every kernel; all, where it has fewer.
+      total: or entries of all kernels together.
+      channel_axis: of the outputs in each kernel.
+
+    Returns:
+      Pytree like params, 1 where an entry is chosen and 0 elsewhere, in the leaf's dtype.
+
+    Raises:
+      ValueError: not exactly one of per_channel and total, a count below 1, a total above what is
+        there, or no kernels.
+      TypeError: key is no PRNG key.
+
+    Source: Frankle, Schwab, Morcos 2019 (arXiv 2003.00152), section 3, "random parameters".
+
+    Example:
+      >>> params = {"Conv_0": {"kernel": jnp.zeros((3, 3, 4, 5))}}
+      >>> mask = random_parameter_mask(params, jax.random.key(0), per_channel=2)
+      >>> mask["Conv_0"]["kernel"].sum((0, 1, 2)).tolist()
+      [2.0, 2.0, 2.0, 2.0, 2.0]
+    """
+    check_params(params)
+    check_key("key", key)
+    if (per_channel is None) == (total is None):
+        raise ValueError(
+            "one of per_channel and total must be given, got "
+            f"per_channel={per_channel}, total={total}."
+        )
+    leaves, structure = jax.tree.flatten(params)
+    places = [
+        place
+        for place, (path, leaf) in enumerate(zip(leaf_paths(params), leaves, strict=True))
+        if path.rpartition("/")[2] == "kernel" and leaf.ndim >= 2
+    ]
+    if not places:
+        raise ValueError("params must have leaves called 'kernel' of at least 2 axes, got none.")
+    keys = jax.random.split(key, len(places))
+    masks = [jnp.zeros_like(leaf) for leaf in leaves]
+    if per_channel is not None:
+        check_count("per_channel", per_channel)
+        for place, k in zip(places, keys, strict=True):
+            masks[place] = _of_channels(k, leaves[place], per_channel, channel_axis)
+    else:
+        check_count("total", total)
+        size = sum(leaves[place].size for place in places)
+        if total > size:
+            raise ValueError(f"total must be at most the {size} entries of kernels, got {total}.")
+        for place, mask in _of_all(key, {place: leaves[place] for place in places}, total).items():
+            masks[place] = mask
+    return structure.unflatten(masks)
+
+
+def _of_channels(key: PRNGKey, kernel: Array, count: int, axis: int) -> Array:
+    if kernel.ndim == 5:
+        keys = jax.random.split(key, len(kernel))
+        return jax.vmap(lambda k, one: _of_channels(k, one, count, axis))(keys, kernel)
+    rows = jnp.moveaxis(kernel, axis, 0)
+    order = jax.random.uniform(key, (rows.shape[0], rows[0].size)).argsort(axis=1)
+    # The rank of a random number among those of its channel: a permutation each.
+    chosen = (order.argsort(axis=1) < count).astype(kernel.dtype)
+    return jnp.moveaxis(chosen.reshape(rows.shape), 0, axis)
+
+
+def _of_all(key: PRNGKey, kernels: dict[int, Any], count: int) -> dict[int, Array]:
+    size = sum(kernel.size for kernel in kernels.values())
+    chosen = jnp.zeros(size).at[jax.random.permutation(key, size)[:count]].set(1)
+    found, start = {}, 0
+    for place, kernel in kernels.items():
+        part = chosen[start : start + kernel.size]
+        found[place] = part.reshape(kernel.shape).astype(kernel.dtype)
+        start += kernel.size
+    return found

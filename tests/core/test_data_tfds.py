@@ -134,3 +134,11 @@ def test_a_missing_package_gives_the_extra_that_brings_it(monkeypatch, missing):
 def test_bad_arguments_are_named(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         data.load(f"tfds:{name}", data_dir=TFDS, **kwargs)
+
+
+def test_the_variable_is_read_at_every_call(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="is not prepared under"):
+        data.load("tfds:mnist")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
+    assert len(data.load("tfds:mnist").train[0]) == 20

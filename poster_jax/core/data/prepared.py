@@ -67,9 +67,11 @@ def _builder(name: str, data_dir: Any) -> Any:
         ) from error
     try:
         # From the files alone: the code of a set's own builder may need tensorflow.
-        builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
+        # They read the variable once, when they are imported; it may have been set since.
+        where = data_dir or os.environ.get("TFDS_DATA_DIR")
+        builder = read_only_builder.builder_from_files(name, data_dir=where)
     except tfds.core.DatasetNotFoundError as error:
-        where = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+        where = where or "~/tensorflow_datasets"
         raise FileNotFoundError(
             f"'tfds:{name}' is not prepared under {where}; prepare it by: "
             f"{_command(name, data_dir)}"

@@ -184,14 +184,15 @@ def regularised_loss(
     Args:
       loss_fn: `loss_fn(params, batch) -> scalar`.
       penalty: `penalty(params, batch, key)`, a scalar, a Penalty or a NetworkPenalty.
-      strength: at least 0, a number or a traced scalar; or an optax schedule, a function of the
-        step.
+      strength: at least 0, a number or a traced scalar; (S,) of them for a NetworkPenalty of S
+        layers, each layer's own; or an optax schedule, a function of the step to either.
 
     Returns:
       `loss(params, batch, key=None, step=0) -> scalar`, for `jax.grad` and optax.
 
     Raises:
-      ValueError: strength is negative or not finite.
+      ValueError: strength is negative or not finite; when called: strengths that are not as many as
+        the layers of the penalty, or of a penalty that has none.
       TypeError: loss_fn or penalty is no function, strength neither number nor function.
 
     Source: this library.
@@ -208,14 +209,27 @@ def regularised_loss(
 
     def loss(params: Params, batch: Batch, key: Any = None, step: Any = 0) -> Any:
         found = penalty(params, batch, key)
-        if isinstance(found, Penalty):
-            found = found.value
-        elif isinstance(found, NetworkPenalty):
-            found = found.total
         weight = strength(step) if callable(strength) else strength
-        return loss_fn(params, batch) + weight * found
+        return loss_fn(params, batch) + _weighted(weight, found)
 
     return loss
+
+
+def _weighted(weight: Any, found: Any) -> Any:
+    """`weight` times a penalty; one weight a layer gives the mean of the weighted layers."""
+    per_layer = found.per_layer if isinstance(found, NetworkPenalty) else None
+    if jnp.ndim(weight):
+        shape = None if per_layer is None else per_layer.shape
+        if jnp.shape(weight) != shape:
+            of = "a penalty that has no layers" if shape is None else f"a penalty of {shape}"
+            raise ValueError(
+                "strength must be a scalar, or as many as a NetworkPenalty has layers, got shape "
+                f"{jnp.shape(weight)} for {of}. A sweep over strengths is a vmap."
+            )
+        return (jnp.asarray(weight) * per_layer).mean()
+    if per_layer is not None:
+        return weight * found.total
+    return weight * (found.value if isinstance(found, Penalty) else found)
 
 
 def layer_counts(layers: Any, params: Any) -> list[int]:

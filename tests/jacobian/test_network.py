@@ -220,6 +220,28 @@ def test_strengths_and_seeds_are_vmapped_and_eight_devices_equal_one(x64):
     np.testing.assert_allclose(together[0][0], plain, rtol=1e-12)
 
 
+def test_layers_may_have_strengths_of_their_own(x64):
+    params, x = make((6, 5, 5, 5, 3))
+    penalty = lambda p, x, key: network_penalty((layer,) * 4, p, x, method="exact")  # noqa: E731
+    zero = lambda p, x: 0.0 * x.sum()  # noqa: E731
+
+    @jax.jit
+    def ask(params, strengths):
+        found = penalty(params, x, None)
+        own = regularised_loss(zero, penalty, strengths)(params, x)
+        by_step = regularised_loss(zero, penalty, lambda step: strengths * step)(params, x, None, 3)
+        return found.per_layer, own, by_step
+
+    per_layer, own, by_step = ask(params, jnp.array([0.5, 2.0]))
+    np.testing.assert_allclose(own, (0.5 * per_layer[0] + 2 * per_layer[1]) / 2, rtol=1e-12)
+    np.testing.assert_allclose(by_step, 3 * own, rtol=1e-12)
+    for wrong in (jnp.ones(3), jnp.ones((1, 2))):
+        with pytest.raises(ValueError, match=r"as many as a NetworkPenalty has layers, got shape"):
+            ask(params, wrong)
+    with pytest.raises(ValueError, match=r"got shape \(2,\) for a penalty that has no layers"):
+        regularised_loss(zero, lambda p, x, key: 1.0, jnp.ones(2))(params, x)
+
+
 def test_a_schedule_reads_the_step_and_a_penalty_trains(key):
     schedule = optax.linear_schedule(0.0, 1.0, 10)
     loss = regularised_loss(lambda p, b: jnp.sum(p), lambda p, b, k: Penalty(2.0, b, 0), schedule)

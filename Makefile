@@ -44,7 +44,7 @@ test: $(VENV)/.dev ## all tests but the slow ones
 
 # Those of the library as users compile; experiments, notebooks, pages and the kernels' figures, each
 # of them a program of its own, as the quick tests do, which is faster.
-rooms = $(patsubst %,tests/%,core curvature flatness finite_width gradient_noise jacobian kernels)
+rooms = $(patsubst %,tests/%,core curvature flatness finite_width gradient_noise jacobian kernels learning_rate)
 figures = tests/kernels/test_stax_figures.py
 programs = tests/experiments tests/house $(figures)
 slow: $(VENV)/.dev ## the tests that take minutes
@@ -70,7 +70,7 @@ posters: $(VENV)/.runtime ## every poster at a preset (preset=laptop), and the t
 
 bench: $(VENV)/.dev .venv-peers/.done .venv-oracles/.done ## each method against its peers, ratios of medians, in out/benchmarks
 	@mkdir -p $(results)
-	for b in convolution populations curvature kernels gradient_noise finite_width jacobian; do \
+	for b in convolution populations curvature kernels gradient_noise finite_width jacobian training; do \
 		$(py) -m benchmarks.$$b --json=$(results)/$$b.json || exit 1; done
 
 lint: $(VENV)/.dev ## style and types
@@ -100,7 +100,7 @@ wheel: $(VENV)/.dev ## build the wheel and import it in a clean environment
 	$(py) -m build --wheel --outdir dist . >/dev/null
 	$(PYTHON) -m venv build/wheel-check
 	build/wheel-check/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(lock) dist/*.whl
-	cd build && wheel-check/bin/python -c "import poster_jax, poster_jax.curvature, poster_jax.flatness, poster_jax.gradient_noise, poster_jax.jacobian; from poster_jax.finite_width import feynman, nongaussian; from poster_jax.kernels import stax; print('wheel', poster_jax.__version__, 'imports from', poster_jax.__path__[0])"
+	cd build && wheel-check/bin/python -c "import poster_jax, poster_jax.curvature, poster_jax.flatness, poster_jax.gradient_noise, poster_jax.jacobian, poster_jax.learning_rate; from poster_jax.finite_width import feynman, nongaussian; from poster_jax.kernels import stax; print('wheel', poster_jax.__version__, 'imports from', poster_jax.__path__[0])"
 	rm -rf build/wheel-check
 
 lock: ## write locks/ again from the newest versions of this Python

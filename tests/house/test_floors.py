@@ -21,6 +21,7 @@ METHODS = {
     "flatness": {"core", "curvature"},
     "gradient_noise": {"core", "curvature"},
     "jacobian": {"core"},
+    "learning_rate": {"core"},
 }
 MAY_IMPORT = ENGINES | METHODS
 

@@ -91,7 +91,8 @@ def _not_below(results: Results, kind: str, name: str, measure: str, seed: int) 
         holds=bool(found.low > MARGIN),
         control=f"AALR {format_number(ours.mean())} %, the baseline best on validation ({arm}, "
         f"rate {rate:g}) {format_number(theirs.mean())} % with a standard deviation over seeds of "
-        f"{deviation}; the interval reaches {format_number((found.high - found.low) / 2)} points to either side",
+        f"{deviation}; the interval "
+        f"reaches {format_number((found.high - found.low) / 2)} points to either side",
         num_samples=found.num_samples,
         num_seeds=found.num_samples,
         num_nonfinite=results.num_lost(kind),

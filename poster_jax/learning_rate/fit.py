@@ -80,6 +80,7 @@ def fit_aalr(
     batch_size: int | None = None,
     initial_rate: Any = 0.1,
     loss: str = "epoch_mean",
+    initial_loss: Any = None,
     options: AalrOptions | None = None,
     model_state: Any = (),
     batch_key: PRNGKey | None = None,
@@ -102,6 +103,10 @@ def fit_aalr(
       initial_rate: above 0; may be traced.
       loss: what the controller sees: "epoch_mean", the mean of the epoch's batch losses, which
         costs nothing; or "evaluate", the loss of all the data after the epoch, one pass more.
+      initial_loss: the loss before training, which the first epoch must not exceed. None measures
+        it in the same way as the losses to come, on the batches of the first epoch or on all the
+        data: one forward pass. Infinity lets the first epoch set it, and then a fall from an
+        explosion passes for success.
       options: the steps that the paper leaves open.
       model_state: where a stateful loss starts.
       batch_key: as in `core.training.fit`.
@@ -126,10 +131,11 @@ def fit_aalr(
     check_choice("loss", loss, ["epoch_mean", "evaluate"])
     check_positive("initial_rate", initial_rate)
     state = init_state(params, key, optimizer=optimizer_fn(initial_rate), model_state=model_state)
-    dtype = check_training_loss(loss_fn, state, data)
-    before = jnp.asarray(jnp.inf, dtype)
-    if loss == "evaluate":
-        before = lift(loss_fn)(state.params, state.model_state, data, key)[0]
+    stream = BatchStream(data, batch_size, order_key(key) if batch_key is None else batch_key)
+    dtype = check_training_loss(loss_fn, state, stream.example)
+    if initial_loss is None:
+        initial_loss = _loss_before(loss_fn, state, data, stream, whole=loss == "evaluate")
+    before = jnp.asarray(initial_loss, dtype)
     run = FitAalr(state, aalr_init(_carried(state), before, initial_rate=initial_rate), *((),) * 2)
     return continue_fit_aalr(
         loss_fn,
@@ -213,6 +219,23 @@ def continue_fit_aalr(
     numbers = start + jnp.arange(num_epochs, dtype=jnp.int32)
     (state, control), (history, metrics) = jax.lax.scan(epoch, (state, run.control), numbers)
     return FitAalr(state, control, history, metrics)
+
+
+def _loss_before(
+    loss_fn: LossFn | StatefulLoss, state: TrainState, data: Batch, stream: Any, *, whole: bool
+) -> Any:
+    """The loss at the start, by the batches and the noise of the first epoch or on all the data."""
+    fn = lift(loss_fn)
+    if whole:
+        return fn(state.params, state.model_state, data, state.key)[0]
+
+    def of_batch(now: Any) -> Any:
+        step, rows = now
+        key = jax.random.fold_in(state.key, step)
+        return fn(state.params, state.model_state, stream.take(rows), key)[0]
+
+    steps = jnp.arange(stream.epoch_steps, dtype=jnp.int32)
+    return jax.lax.map(of_batch, (steps, stream.epoch(0))).mean()
 
 
 def _carried(state: TrainState) -> tuple[Params, Any, Any]:

@@ -42,6 +42,7 @@ def aalr(
     *,
     steps_per_epoch: int,
     initial_rate: Any = 0.1,
+    initial_loss: Any = float("inf"),
     options: AalrOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimiser whose learning rate tunes itself, one decision an epoch.
@@ -62,6 +63,8 @@ def aalr(
         the rate.
       steps_per_epoch: calls of `update` an epoch.
       initial_rate: above 0; may be traced.
+      initial_loss: the mean loss before training, which the first epoch must not exceed; infinity
+        lets the first epoch set it, and then a fall from an explosion passes for success.
       options: the steps that the paper leaves open; a block always ends early.
 
     Returns:
@@ -86,7 +89,7 @@ def aalr(
 
     def init(params: Any) -> AalrTransformationState:
         inner = optimizer_fn(initial_rate).init(params)
-        loss = jnp.asarray(jnp.inf, jnp.result_type(*jax.tree.leaves(params)))
+        loss = jnp.asarray(initial_loss, jnp.result_type(*jax.tree.leaves(params)))
         control = aalr_init((params, inner), loss, initial_rate=initial_rate)
         no = jnp.zeros((), bool)
         return AalrTransformationState(

@@ -8,6 +8,7 @@ import pytest
 
 from poster_jax.core import training
 from poster_jax.learning_rate import (
+    EVENTS,
     AalrOptions,
     aalr,
     aalr_best,
@@ -123,6 +124,8 @@ def test_the_optax_form_walks_the_same_path(x64):
     x, y = _data()
 
     def both(rate):
+        # Not the loss itself: with one step an epoch the next start would tie with it, to rounding.
+        before = 1.01 * _loss(_params(key), (x, y))
         whole = fit_aalr(
             _loss,
             _params(key),
@@ -131,12 +134,14 @@ def test_the_optax_form_walks_the_same_path(x64):
             optimizer_fn=MOMENTUM,
             num_epochs=24,
             initial_rate=rate,
+            initial_loss=before,
             options=AalrOptions(phase1_patience=3),
         )
         optimizer = aalr(
             MOMENTUM,
             steps_per_epoch=1,
             initial_rate=rate,
+            initial_loss=before,
             options=AalrOptions(phase1_patience=3),
         )
 
@@ -185,6 +190,25 @@ def test_the_optax_form_never_lets_a_parameter_become_nan(x64):
     # To rounding of the 1e9 it comes back from; one step later that rounding is gone.
     np.testing.assert_allclose(x[5], [1.0, 1 / 3], atol=2e-7)
     np.testing.assert_allclose(x[6], [0.5, 1 / 3 - 0.5], rtol=1e-14)
+
+
+def test_the_first_epoch_must_not_exceed_the_loss_before_training(x64):
+    """At a rate that first explodes and then falls, only the measured loss tells."""
+    key = jax.random.key(2)
+
+    def both():
+        shared = {"optimizer_fn": optax.sgd, "num_epochs": 6, "batch_size": 10}
+        parts = (lambda w, x: jnp.mean(x) * w**2 / 2, jnp.ones(()), jnp.ones(40), key)
+        # Each step multiplies w by -3 at rate 4, by -1 at rate 2.
+        measured = fit_aalr(*parts, initial_rate=4.0, **shared)
+        told = fit_aalr(*parts, initial_rate=4.0, initial_loss=jnp.inf, **shared)
+        return measured, told
+
+    measured, told = jax.jit(both)()
+    assert float(measured.control.initial_loss) == 0.5
+    assert EVENTS[int(measured.history.event[0])] == "restore"
+    assert EVENTS[int(told.history.event[0])] == "success"
+    assert measured.history.rate.tolist()[:3] == [4.0, 2.0, 2.0]
 
 
 @pytest.mark.bad_input

@@ -29,7 +29,7 @@ def findings(run: _program.Run, results: Results) -> _program.Findings:
     chosen = run.settings
     lead = (
         f"{chosen.network} on {chosen.dataset}, batch {chosen.batch_size}, SGD with momentum "
-        f"{rates.MOMENTUM}: AALR and {len(rates.SCHEDULES + rates.ADAPTIVE)} baselines from "
+        f"{rates.MOMENTUM}: AALR and {len(chosen.baselines)} baselines from "
         f"{len(chosen.initial_rates)} initial rates with {chosen.num_seeds} seeds each, "
         f"{chosen.num_epochs} epochs for every run. The algorithm is a faithful reading of the "
         "paper's description, not a transcript of its program."
@@ -66,6 +66,7 @@ def _accuracies(results: Results) -> report.Section:
     grid = results.arms["plain"][rates.AALR]
     score = lambda arm: results.score("plain", arm, "test accuracy").mean(1)  # noqa: E731
     shown = (rates.AALR, "constant", "step decay", "one-cycle", "schedule-free")
+    shown = [arm for arm in shown if arm in results.arms["plain"]]
     lost = results.num_lost("plain")
     numbers = [
         report.number("networks that diverged", lost, "Networks whose outputs are no longer "
@@ -203,7 +204,7 @@ def _edge(results: Results) -> report.Section:
         figure: Figure = report.curves(
             {name: (epochs, row) for name, row in zip(names, positive, strict=True)},
             xlabel="epoch",
-            ylabel="rate × largest eigenvalue of the Hessian",
+            ylabel="rate × largest Hessian eigenvalue",
             log_y=True,
             guides={"2, plain gradient descent": 2.0, f"{LIMIT:g}, with momentum": LIMIT},
         )

@@ -35,6 +35,7 @@ class Settings:
     batch_size: int = _program.setting(64, "examples a step")
     num_epochs: int = _program.setting(60, "budget of every run, rejected epochs included")
     initial_rates: tuple = _program.setting(DECADES, "where AALR and every baseline start")
+    baselines: tuple = _program.setting(rates.SCHEDULES + rates.ADAPTIVE, "what AALR is beside")
     num_seeds: int = _program.setting(10, "networks an arm and rate")
     weight_decay: float = _program.setting(0.0, "strength, added to the gradient")
     augment: str = _program.setting("no", "yes shifts and mirrors training images")
@@ -126,7 +127,7 @@ def experiment(run: _program.Run) -> _program.Findings:
     """Trains all arms, plainly and under attack; words and pictures are in the report."""
     chosen = run.settings
     task, examples, chance = prepare(run)
-    names = (rates.AALR, *rates.SCHEDULES, *rates.ADAPTIVE)
+    names = (rates.AALR, *chosen.baselines)
     arms = {"plain": dict.fromkeys(names, chosen.initial_rates)}
     found = {
         "plain": rates.train_arms(

@@ -19,7 +19,8 @@ from poster_jax.core import adversarial, batching, losses, training
 
 SCHEDULES = ("constant", "step decay", "cosine restarts", "one-cycle")
 ADAPTIVE = ("reduce on plateau", "hypergradient", "schedule-free")
-AALR = "AALR"
+AALR, ALWAYS = "AALR", "AALR, always restoring"
+READINGS = {AALR: "nonfinite", ALWAYS: "always"}
 MOMENTUM = 0.9
 
 
@@ -154,9 +155,9 @@ def _start(task: Task, examples: Examples, key: Any) -> tuple[Any, Any, Any]:
 
 
 def train_aalr(
-    task: Task, attack: Attack | None, examples: Examples, key: Any, rate: Any
+    task: Task, attack: Attack | None, restore: str, examples: Examples, key: Any, rate: Any
 ) -> dict[str, Any]:
-    """One network under the controller."""
+    """One network under the controller, which goes back to its checkpoint after such failures."""
     params, state, run_key = _start(task, examples, key)
     run = lr.fit_aalr(
         task.loss(attack),
@@ -168,6 +169,7 @@ def train_aalr(
         batch_size=task.batch_size,
         initial_rate=rate,
         model_state=state,
+        options=lr.AalrOptions(restore=restore),
     )
     params, _, state = run.best
     return {**scores(task, params, state, examples, attack), **run.history._asdict()}
@@ -219,9 +221,8 @@ def _adaptive(task: Task, name: str) -> tuple[Any, Any]:
     )
     optimizers = {
         "reduce on plateau": lambda rate: optax.chain(task.sgd(rate), plateau),
-        "hypergradient": lambda rate: task.optimizer(
-            optax.trace(MOMENTUM), lr.hypergradient(rate, step_size=1e-3)
-        ),
+        # As published, without momentum: with it the rate runs away from every start.
+        "hypergradient": lambda rate: task.optimizer(lr.hypergradient(rate, step_size=1e-3)),
         "schedule-free": lambda rate: optax.contrib.schedule_free(
             task.optimizer(optax.scale_by_learning_rate(rate)), rate, b1=MOMENTUM
         ),
@@ -268,9 +269,10 @@ def train_arms(
         def count(note: str) -> None:
             update(sum(len(arms[name]) for name in found), note)
 
-        if AALR in arms:
-            found[AALR] = train("aalr", partial(train_aalr, task, attack), arms[AALR])
-            count(AALR)
+        for arm in (arm for arm in READINGS if arm in arms):
+            one = partial(train_aalr, task, attack, READINGS[arm])
+            found[arm] = train(f"aalr_{READINGS[arm]}", one, arms[arm])
+            count(arm)
         if fixed:  # one program: they differ in a table
             rows = jnp.stack([table(task, name, rate) for name in fixed for rate in fixed[name]])
             stage = train("schedules", partial(train_with, task, attack, by_step, at), rows)

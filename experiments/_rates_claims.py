@@ -45,7 +45,7 @@ class Results(NamedTuple):
         table = {
             (arm, i): value
             for arm in self.found[kind]
-            if arm != rates.AALR
+            if arm not in rates.READINGS
             for i, value in enumerate(self.score(kind, arm, f"valid {measure}").mean(1))
         }
         return max(table, key=lambda place: table[place])
@@ -78,6 +78,10 @@ def _not_below(results: Results, kind: str, name: str, measure: str, seed: int) 
     statement, what = words[measure]
     rate = results.arms[kind][arm][index]
     deviation = format_number(theirs.std(ddof=1)) if len(theirs) > 1 else "unknown"
+    other = ""
+    if rates.ALWAYS in results.found[kind]:
+        always = results.score(kind, rates.ALWAYS, f"test {measure}")[start].mean()
+        other = f" (restoring after every failure {format_number(always)} %)"
     return Claim(
         poster="dynamic_learning_rate",
         name=name,
@@ -89,10 +93,10 @@ def _not_below(results: Results, kind: str, name: str, measure: str, seed: int) 
         interval_of=f"95 % bootstrap of the mean over {found.num_samples} paired seeds",
         rule=f"the interval's lower end lies above {MARGIN} points",
         holds=bool(found.low > MARGIN),
-        control=f"AALR {format_number(ours.mean())} %, the baseline best on validation ({arm}, "
-        f"rate {rate:g}) {format_number(theirs.mean())} % with a standard deviation over seeds of "
-        f"{deviation}; the interval "
-        f"reaches {format_number((found.high - found.low) / 2)} points to either side",
+        control=f"AALR {format_number(ours.mean())} %{other}, the baseline best on validation "
+        f"({arm}, rate {rate:g}) {format_number(theirs.mean())} % with a standard deviation over "
+        f"seeds of {deviation}; the interval reaches "
+        f"{format_number((found.high - found.low) / 2)} points to either side",
         num_samples=found.num_samples,
         num_seeds=found.num_samples,
         num_nonfinite=results.num_lost(kind),
@@ -130,6 +134,10 @@ def _no_tuning(results: Results, seed: int) -> Claim:
     rows = rng.integers(0, ours.shape[1], size=(2000, ours.shape[1]))
     drawn = spread(ours[:, rows].mean(-1).T)
     grid = results.arms["plain"][rates.AALR]
+    other = ""
+    if rates.ALWAYS in results.found["plain"]:
+        always = results.score("plain", rates.ALWAYS, "test accuracy").mean(1)
+        other = f"; AALR restoring after every failure: {format_number(spread(always))} points"
     mine, theirs = float(spread(ours.mean(1))), float(spread(constant.mean(1)))
     return Claim(
         poster="dynamic_learning_rate",
@@ -142,7 +150,7 @@ def _no_tuning(results: Results, seed: int) -> Claim:
         interval_of=f"95 % bootstrap over {ours.shape[1]} seeds",
         rule="below 2 points, while the same range of constant rates is above 20",
         holds=bool(mine < 2 and theirs > 20),
-        control=f"constant rates: {format_number(theirs)} points",
+        control=f"constant rates: {format_number(theirs)} points{other}",
         num_samples=ours.size,
         num_seeds=ours.shape[1],
         num_nonfinite=results.num_lost("plain"),

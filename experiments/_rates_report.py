@@ -55,7 +55,7 @@ def _best_rows(results: Results, kind: str, measure: str) -> dict[str, Any]:
     rows = {}
     for arm, grid in results.arms[kind].items():
         index = int(results.score(kind, arm, f"valid {measure}").mean(1).argmax())
-        if arm == rates.AALR:
+        if arm in rates.READINGS:
             index = int(np.argmin(np.abs(np.log(np.array(grid) / START))))
         values = results.score(kind, arm, f"test {measure}")[index]
         rows[f"{arm} ({grid[index]:g})"] = _mean_interval(values)
@@ -65,14 +65,14 @@ def _best_rows(results: Results, kind: str, measure: str) -> dict[str, Any]:
 def _accuracies(results: Results) -> report.Section:
     grid = results.arms["plain"][rates.AALR]
     score = lambda arm: results.score("plain", arm, "test accuracy").mean(1)  # noqa: E731
-    shown = (rates.AALR, "constant", "step decay", "one-cycle", "schedule-free")
+    shown = (rates.AALR, rates.ALWAYS, "constant", "step decay", "one-cycle", "schedule-free")
     shown = [arm for arm in shown if arm in results.arms["plain"]]
     lost = results.num_lost("plain")
     numbers = [
         report.number("networks that diverged", lost, "Networks whose outputs are no longer "
                       "finite; they count with the accuracy of a guess.")
     ]  # fmt: skip
-    for arm in (rates.AALR, "constant"):
+    for arm in (arm for arm in (*rates.READINGS, "constant") if arm in results.arms["plain"]):
         values = score(arm)
         numbers.append(
             report.number(f"{arm}, range", values.max() - values.min(), "Between the best and "

@@ -150,8 +150,8 @@ def test_smoke_writes_all_its_files_and_a_second_run_reads_its_stages(tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     smoke = experiment.PRESETS["smoke"]
-    arms = 1 + len(rates.SCHEDULES + rates.ADAPTIVE)
-    assert len(rows) == arms * len(smoke.initial_rates) + 3 + 1
+    arms = len((*rates.READINGS, *smoke.baselines))
+    assert len(rows) == arms * len(smoke.initial_rates) + 4 + 1
     page = (tmp_path / "index.html").read_text()
     for section in found.sections:
         assert section.title in page

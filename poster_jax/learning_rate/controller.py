@@ -127,9 +127,9 @@ def aalr_update(
 
     Args:
       state: of `aalr_init` or the last update.
-      loss: scalar, the loss of the epoch. When a number in `current` is not finite the loss counts
-        as not finite, whatever it says.
-      current: as in `aalr_init`, after the epoch.
+      loss: scalar, the loss of the epoch.
+      current: as in `aalr_init`, after the epoch. Where it would become the checkpoint and a number
+        in it is not finite, the loss counts as not finite, whatever it says.
       options: an AalrOptions; None takes the defaults.
 
     Returns:
@@ -150,16 +150,22 @@ def aalr_update(
     """
     options = check_options(options)
     loss = jnp.asarray(loss, state.best_loss.dtype)
-    # Comparisons with NaN are False: what is not finite is looked for first.
-    bad = ~jnp.isfinite(loss) | ~_all_finite(current)
-    bad |= loss > options.explosion_factor * state.best_loss
     counter = state.counter + 1
     first = state.phase == 1
+    full = jnp.where(first, options.phase1_patience, state.patience)
+    # Comparisons with NaN are False: what is not finite is looked for first.
+    bad = ~jnp.isfinite(loss) | (loss > options.explosion_factor * state.best_loss)
+    below = jnp.where(first, loss <= state.best_loss, loss < state.best_loss) & ~bad
+    keeps = below & (counter >= full)
+    if options.phase1_restore == "last":
+        keeps |= below & first
+    # To look at every number takes as long as a step of a small network: only when it matters.
+    bad |= ~jax.lax.cond(keeps, _all_finite, lambda _: jnp.ones((), bool), current)
 
     rose = first & (bad | (loss > state.best_loss))
-    found = first & ~rose & (counter >= options.phase1_patience)
+    found = first & ~rose & (counter >= full)
     stops = bad if options.stop_block_on_nonfinite else False
-    ends = ~first & ((counter >= state.patience) | stops)
+    ends = ~first & ((counter >= full) | stops)
     better = ends & ~bad & (loss < state.best_loss)
     again = ends & ~bad & ~better & ~state.second_chance
     failed = ends & ~better & ~again
@@ -203,7 +209,7 @@ def aalr_update(
 
 
 def aalr_best(state: AalrState, current: Any) -> Any:
-    """What had the lowest loss: the checkpoint, or in phase 1 where training stands.
+    """What had the lowest loss: the checkpoint, or in phase 1 where training stands, if finite.
 
     Args:
       state: of the last update.
@@ -220,6 +226,9 @@ def aalr_best(state: AalrState, current: Any) -> Any:
       0.5
     """
     here = (state.phase == 1) & (state.counter > 0)
+    for leaf in jax.tree.leaves(current):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            here &= jnp.isfinite(leaf).all(tuple(range(here.ndim, leaf.ndim)))
 
     def pick(now: Any, kept: Any) -> Any:
         axes = tuple(range(here.ndim, jnp.ndim(now)))  # beyond those of a population
@@ -254,6 +263,10 @@ def _all_finite(tree: Any) -> Any:
 
 def _exchange(saves: Any, restores: Any, kept: Any, now: Any) -> tuple[Any, Any]:
     """The checkpoint and what training goes on from; most epochs leave both as they are."""
-    kept_next = jax.tree.map(lambda k, n: jnp.where(saves, n, k), kept, now)
-    now_next = jax.tree.map(lambda k, n: jnp.where(restores, k, n), kept, now)
-    return kept_next, now_next
+
+    def move(kept: Any, now: Any) -> tuple[Any, Any]:
+        kept_next = jax.tree.map(lambda k, n: jnp.where(saves, n, k), kept, now)
+        now_next = jax.tree.map(lambda k, n: jnp.where(restores, k, n), kept, now)
+        return kept_next, now_next
+
+    return jax.lax.cond(saves | restores, move, lambda kept, now: (kept, now), kept, now)

@@ -60,7 +60,7 @@ def test_the_hypergradient_is_the_derivative_of_the_next_loss(x64):
     def two_steps():
         x = jnp.asarray(x0)
         update, state = piece.update(jnp.asarray(hessian) @ x, piece.init(x))
-        x = x + update
+        x = optax.apply_updates(x, update)
         update, state = piece.update(jnp.asarray(hessian) @ x, state)
         return state.rate, update, x
 

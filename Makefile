@@ -44,7 +44,8 @@ test: $(VENV)/.dev ## all tests but the slow ones
 
 # Those of the library as users compile; but experiments, notebooks, pages, and tests that compile for
 # longer than they run, as the quick tests do, which is faster.
-rooms = $(patsubst %,tests/%,batchnorm_only core curvature flatness finite_width gradient_noise jacobian kernels)
+rooms = $(patsubst %,tests/%,batchnorm_only core curvature flatness finite_width gradient_noise jacobian kernels \
+	learning_rate)
 compiling = tests/core/test_models.py tests/curvature/test_transformations.py \
 	tests/gradient_noise/test_projections.py \
 	$(patsubst %,tests/kernels/test_%.py,empirical empirical_models stax_figures stax_modern)
@@ -70,7 +71,7 @@ posters: $(VENV)/.runtime ## every poster at a preset (preset=laptop), and the t
 
 bench: $(VENV)/.dev .venv-peers/.done .venv-oracles/.done ## each method against its peers, ratios of medians, in out/benchmarks
 	@mkdir -p $(results)
-	for b in convolution populations curvature kernels gradient_noise finite_width jacobian; do \
+	for b in convolution populations curvature kernels gradient_noise finite_width jacobian training; do \
 		$(py) -m benchmarks.$$b --json=$(results)/$$b.json || exit 1; done
 
 lint: $(VENV)/.dev ## style and types
@@ -100,7 +101,7 @@ wheel: $(VENV)/.dev ## build the wheel and import it in a clean environment
 	$(py) -m build --wheel --outdir dist . >/dev/null
 	$(PYTHON) -m venv build/wheel-check
 	build/wheel-check/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(lock) dist/*.whl
-	cd build && wheel-check/bin/python -c "import poster_jax, poster_jax.curvature, poster_jax.flatness, poster_jax.gradient_noise, poster_jax.jacobian, poster_jax.batchnorm_only; from poster_jax.finite_width import feynman, nongaussian; from poster_jax.kernels import stax; print('wheel', poster_jax.__version__, 'imports from', poster_jax.__path__[0])"
+	cd build && wheel-check/bin/python -c "import poster_jax, poster_jax.curvature, poster_jax.flatness, poster_jax.gradient_noise, poster_jax.jacobian, poster_jax.batchnorm_only, poster_jax.learning_rate; from poster_jax.finite_width import feynman, nongaussian; from poster_jax.kernels import stax; print('wheel', poster_jax.__version__, 'imports from', poster_jax.__path__[0])"
 	rm -rf build/wheel-check
 
 lock: ## write locks/ again from the newest versions of this Python

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from poster_jax import gradient_noise as gradient_noise
     from poster_jax import jacobian as jacobian
     from poster_jax import kernels as kernels
+    from poster_jax import learning_rate as learning_rate
 
 __all__ = [
     "batchnorm_only", "core", "curvature", "finite_width", "flatness", "gradient_noise", "jacobian",
-    "kernels",
+    "kernels", "learning_rate",
 ]  # fmt: skip
 
 try:

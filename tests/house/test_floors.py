@@ -22,6 +22,7 @@ METHODS = {
     "gradient_noise": {"core", "curvature"},
     "jacobian": {"core"},
     "batchnorm_only": {"core"},
+    "learning_rate": {"core"},
 }
 MAY_IMPORT = ENGINES | METHODS
 

@@ -1,8 +1,7 @@
-"""The experiment's arms and claims; the paper's path on files in the real format."""
+"""The experiment's arms, claims and files."""
 
 import dataclasses
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ from experiments import _rates as rates
 from experiments import dynamic_learning_rate as experiment
 from poster_jax.core import claims, losses, models, training
 
-TFDS = pathlib.Path(__file__).parents[1] / "data" / "tfds"
 SEEDS = 8
 
 
@@ -155,35 +153,9 @@ def test_smoke_writes_all_its_files_and_a_second_run_reads_its_stages(tmp_path):
     page = (tmp_path / "index.html").read_text()
     for section in found.sections:
         assert section.title in page
-    _execute(tmp_path)
+    _execute(tmp_path)  # reads its stages
     # All but the times of an epoch.
     assert (tmp_path / "metrics.jsonl").read_text().splitlines()[:-1] == lines[:-1]
-
-
-@pytest.mark.slow
-def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
-    found = _execute(
-        tmp_path,
-        preset="paper",
-        network="ResNet20",
-        num_valid=4,
-        batch_size=8,
-        num_epochs=2,
-        initial_rates=(0.1,),
-        baselines=("constant",),
-        num_seeds=1,
-        attacks=("PGD",),
-        attack_rates=(0.1,),
-        attack_seeds=1,
-        attack_steps=2,
-        test_steps=1,
-        edge_examples=4,
-        repeats=1,
-        microbatch=10,
-    )
-    assert [claim.name for claim in found.claims] == ["C1", "C2 (PGD)", "C3", "C4"]
-    assert all(np.isfinite(claim.measured) for claim in found.claims)
 
 
 def test_too_few_examples_are_refused(tmp_path):

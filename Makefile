@@ -44,7 +44,7 @@ test: $(VENV)/.dev ## all tests but the slow ones
 
 # Those of the library as users compile; experiments, notebooks, pages and the kernels' figures, each
 # of them a program of its own, as the quick tests do, which is faster.
-rooms = $(patsubst %,tests/%,core curvature flatness finite_width gradient_noise jacobian kernels)
+rooms = $(patsubst %,tests/%,core curvature flatness finite_width gradient_noise jacobian kernels mixed_sizes)
 figures = tests/kernels/test_stax_figures.py
 programs = tests/experiments tests/house $(figures)
 slow: $(VENV)/.dev ## the tests that take minutes
@@ -100,7 +100,7 @@ wheel: $(VENV)/.dev ## build the wheel and import it in a clean environment
 	$(py) -m build --wheel --outdir dist . >/dev/null
 	$(PYTHON) -m venv build/wheel-check
 	build/wheel-check/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(lock) dist/*.whl
-	cd build && wheel-check/bin/python -c "import poster_jax, poster_jax.curvature, poster_jax.flatness, poster_jax.gradient_noise, poster_jax.jacobian; from poster_jax.finite_width import feynman, nongaussian; from poster_jax.kernels import stax; print('wheel', poster_jax.__version__, 'imports from', poster_jax.__path__[0])"
+	cd build && wheel-check/bin/python -c "import poster_jax, poster_jax.curvature, poster_jax.flatness, poster_jax.gradient_noise, poster_jax.jacobian, poster_jax.mixed_sizes; from poster_jax.finite_width import feynman, nongaussian; from poster_jax.kernels import stax; print('wheel', poster_jax.__version__, 'imports from', poster_jax.__path__[0])"
 	rm -rf build/wheel-check
 
 lock: ## write locks/ again from the newest versions of this Python

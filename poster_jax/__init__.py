@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from poster_jax import gradient_noise as gradient_noise
     from poster_jax import jacobian as jacobian
     from poster_jax import kernels as kernels
+    from poster_jax import mixed_sizes as mixed_sizes
 
 __all__ = [
     "core", "curvature", "finite_width", "flatness", "gradient_noise", "jacobian", "kernels",
+    "mixed_sizes",
 ]  # fmt: skip
 
 try:

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from poster_jax import jacobian as jacobian
     from poster_jax import kernels as kernels
     from poster_jax import learning_rate as learning_rate
+    from poster_jax import mixed_sizes as mixed_sizes
 
 __all__ = [
     "batchnorm_only", "core", "curvature", "finite_width", "flatness", "gradient_noise", "jacobian",
-    "kernels", "learning_rate",
+    "kernels", "learning_rate", "mixed_sizes",
 ]  # fmt: skip
 
 try:

@@ -23,6 +23,7 @@ METHODS = {
     "jacobian": {"core"},
     "batchnorm_only": {"core"},
     "learning_rate": {"core"},
+    "mixed_sizes": {"core"},
 }
 MAY_IMPORT = ENGINES | METHODS
 

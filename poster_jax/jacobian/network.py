@@ -217,17 +217,16 @@ def regularised_loss(
 
 def _weighted(weight: Any, found: Any) -> Any:
     """`weight` times a penalty; one weight a layer gives the mean of the weighted layers."""
-    per_layer = found.per_layer if isinstance(found, NetworkPenalty) else None
     if jnp.ndim(weight):
-        shape = None if per_layer is None else per_layer.shape
-        if jnp.shape(weight) != shape:
+        shape = found.per_layer.shape if isinstance(found, NetworkPenalty) else None
+        if not isinstance(found, NetworkPenalty) or jnp.shape(weight) != shape:
             of = "a penalty that has no layers" if shape is None else f"a penalty of {shape}"
             raise ValueError(
                 "strength must be a scalar, or as many as a NetworkPenalty has layers, got shape "
                 f"{jnp.shape(weight)} for {of}. A sweep over strengths is a vmap."
             )
-        return (jnp.asarray(weight) * per_layer).mean()
-    if per_layer is not None:
+        return (jnp.asarray(weight) * found.per_layer).mean()
+    if isinstance(found, NetworkPenalty):
         return weight * found.total
     return weight * (found.value if isinstance(found, Penalty) else found)
 

@@ -41,7 +41,9 @@ def _wanted(eigenvalues, k, which):
 
 
 @pytest.mark.parametrize("which", WHICH)
-@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "one" else ()) for n in SPECTRA]
+)
 def test_finds_what_lapack_finds(name, which, tools, key):
     spectrum = SPECTRA[name]
     k = min(6, len(spectrum))

@@ -133,7 +133,7 @@ class Block(nn.Module):
     projection: bool
     activation: Activation
     kernel_init: Initializer
-    scale_init: Initializer
+    scale_init: Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: Any, *, train: bool) -> Any:

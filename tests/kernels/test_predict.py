@@ -76,7 +76,14 @@ def given(figures, case):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("case", "reg", "absolute"),
-    [(case, 0.0, False) for case in CASES] + [("images", 0.1, False), ("logits", 0.2, True)],
+    [
+        *(
+            pytest.param(c, 0.0, False, marks=() if c in ("logits", "full") else pytest.mark.slow)
+            for c in CASES
+        ),
+        ("images", 0.1, False),
+        ("logits", 0.2, True),
+    ],
 )
 def test_mse_and_inference_are_those_of_neural_tangents(predicted, case, reg, absolute):
     y, f_train, f_test, k_dd, k_td, k_tt = given(predicted, case)

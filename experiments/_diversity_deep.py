@@ -140,30 +140,24 @@ def start_of(module: Any, x: Any, key: Any) -> Any:
     return models.from_linen(module).init(key, x)
 
 
-def stacked(trees: Any) -> Any:
-    """Pytrees of one structure as one with a leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
 def train_const(run: Any, examples: Examples, num_classes: int) -> dict[str, Any]:
     """ConstNet under every source of noise, name -> results with a leading axis of seeds."""
     chosen, seeds = run.settings, range(run.settings.deep_seeds)
     start_key, run_key = jax.random.split(jax.random.fold_in(run.key, 2))
     keys = jnp.stack([jax.random.fold_in(run_key, seed) for seed in seeds])
     x, net = examples.train[0][:1], partial(const_net, chosen, num_classes)
-    nets = {
-        "none": net(),
-        "weights": net(noise=chosen.conv_noise),
-        "rounding": net(),
-        "random": net(noise=1.0),
-    }
-    starts = {
-        name: [start_of(module, x, jax.random.fold_in(start_key, seed)) for seed in seeds]
-        for name, module in nets.items()
-    }
+    noise = {"none": 0.0, "weights": chosen.conv_noise, "rounding": 0.0, "random": 1.0}
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(0, None))
+    @partial(jax.vmap, in_axes=(None, 0))
+    def starts(noise: Any, seed: Any) -> Any:
+        return start_of(net(noise=noise), x, jax.random.fold_in(start_key, seed))
+
+    by_source = starts(jnp.array([noise[name] for name in SOURCES]), jnp.arange(len(seeds)))
+    plain = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), by_source)
+    calm = jax.tree.map(lambda a: a[SOURCES.index("none")], by_source)
     rounding = [chosen.rounding * (name == "rounding") for name in SOURCES for _ in seeds]
-    plain = stacked([params for name in SOURCES for params in starts[name]])
-    calm = stacked(starts["none"])
     options = (chosen, net())
     with run.progress("ConstNet", 3) as update:
         one = partial(train_one, *options, chosen.epochs)
@@ -191,17 +185,20 @@ def train_leaky(run: Any, examples: Examples, num_classes: int) -> dict[str, Any
     chosen, seeds = run.settings, range(run.settings.leaky_seeds)
     start_key, run_key = jax.random.split(jax.random.fold_in(run.key, 3))
     x = examples.train[0][:1]
-    starts = [
-        start_of(leaky_net(chosen, num_classes, pattern), x, jax.random.fold_in(start_key, seed))
-        for pattern in chosen.patterns
-        for seed in seeds
-    ]
+    start_keys = jax.vmap(partial(jax.random.fold_in, start_key))(jnp.arange(len(seeds)))
+    starts = jax.jit(
+        lambda keys: [
+            jax.vmap(partial(start_of, leaky_net(chosen, num_classes, pattern), x))(keys)
+            for pattern in chosen.patterns
+        ]
+    )(start_keys)
     keys = [jax.random.fold_in(run_key, seed) for _ in chosen.patterns for seed in seeds]
     one = partial(train_one, chosen, leaky_net(chosen, num_classes, chosen.patterns[0]),
                   chosen.leaky_epochs)  # fmt: skip
-    rounding = jnp.full(len(starts), chosen.rounding)
+    rounding = jnp.full(len(keys), chosen.rounding)
+    params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *starts)
     with run.progress("LeakyNet", 1) as update:
-        found = run.population("leaky", one, examples, stacked(starts), rounding, jnp.stack(keys))
+        found = run.population("leaky", one, examples, params, rounding, jnp.stack(keys))
         update(1, f"{len(chosen.patterns)} patterns, {len(seeds)} seeds")
     shape = (len(chosen.patterns), len(seeds))
     return jax.tree.map(lambda a: np.asarray(a).reshape(*shape, *a.shape[1:]), found)

@@ -129,9 +129,9 @@ def _times(chosen: Any, results: Results, law: Law) -> report.Section:
         report.picture(
             report.curves({"one kind of features": (noises, 100 * noise_column(
                 chosen, results, "accuracy").mean(0))}, xlabel="noise s²", ylabel=ACCURACY,
-                log_x=True, guides={f"u = {max(chosen.num_unique)}": 100 * column(
+                log_x=True, guides={f"u = {max(chosen.num_unique)}": float(100 * column(
                     chosen, results, "accuracy", "duplicated", max(chosen.num_unique), 0.0
-                ).mean()}),
+                ).mean())}),
             name="accuracy_by_noise",
             alt="Test accuracy of the network of one kind of features against its noise, beside "
             "that of a network of different features.",

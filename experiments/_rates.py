@@ -174,7 +174,8 @@ def shared(run: Run, task: Task, examples: Examples, num_seeds: int) -> Shared:
         return task.model.init(key, x), task.model.init_state(key, x)
 
     starts = run.population("starts", start, examples.train[0][:1], init_keys)
-    return Shared(examples, starts, run_keys)
+    # From the devices that drew them to where the examples are.
+    return Shared(examples, jax.tree.map(np.asarray, starts), run_keys)
 
 
 def train_aalr(

@@ -78,6 +78,7 @@ PRESETS = {
         deep_seeds=2,
         patterns=("i_i_i_i", "1_i_1_i", "1_1_1_1"),
         leaky_epochs=1,
+        group_size=1,
     ),
     "laptop": Settings(),
     # Depth, width, rate, batch, weight decay, dropout, epochs and the places where the rate drops

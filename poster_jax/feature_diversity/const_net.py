@@ -29,7 +29,8 @@ class ConstNet(nn.Module):
       widths: channels of the stem and of each group; groups after the first begin with stride 2.
       num_blocks: blocks a group; the authors' depth is 3 times this plus 4.
       num_classes: outputs.
-      noise: share of the variance of a random start, from 0 to 1.
+      noise: share of the variance of a random start, from 0 to 1; may be traced where the
+        parameters are made.
       norm: "batch"; or None, in the manner of Fixup: scalar biases before and after the convolution
         and a scalar factor.
       dropout: rate on the output of the 3x3 convolutions. These are zero at first, so it does
@@ -56,7 +57,7 @@ class ConstNet(nn.Module):
     widths: tuple[int, ...] = (16, 160, 320, 640)
     num_blocks: int = 4
     num_classes: int = 10
-    noise: float = 0.0
+    noise: Any = 0.0
     norm: str | None = "batch"
     dropout: float = 0.0
     stem_dropout: float = 0.0
@@ -118,7 +119,7 @@ class Block(nn.Module):
     features: int
     stride: int
     shortcut: bool
-    noise: float
+    noise: Any
     norm: str | None
     dropout: float
 
@@ -186,7 +187,7 @@ def const_net(
     return ConstNet(widths, (depth - 4) // 3, num_classes, **attributes)
 
 
-def _start(noise: float, constant: Any = None, gain: float = 1.0) -> Any:
+def _start(noise: Any, constant: Any = None, gain: float = 1.0) -> Any:
     """The mixture of a constant and a normal start; the authors' variances go by the outputs."""
     random = jax.nn.initializers.variance_scaling(gain, "fan_out", "normal")
     return mixed_init(constant or averaging_init(), random, noise=noise)

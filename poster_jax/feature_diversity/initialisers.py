@@ -9,7 +9,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from poster_jax.core.checks import check_callable, check_choice, check_fraction, check_positive
+from poster_jax.core.checks import (
+    check_callable,
+    check_choice,
+    check_fraction,
+    check_positive,
+    is_traced,
+)
 from poster_jax.core.typing import Array, PRNGKey
 
 __all__ = ["averaging_init", "identity_init", "mixed_init"]
@@ -77,13 +83,13 @@ def identity_init(*, gain: float = 1.0, phase: int = 1, slope: float | None = No
     return _at_centre(matrix, gain, phase, slope)
 
 
-def mixed_init(constant: Initialiser, random: Initialiser, *, noise: float) -> Initialiser:
+def mixed_init(constant: Initialiser, random: Initialiser, *, noise: Any) -> Initialiser:
     """From a constant start to a random one: `sqrt(1 - s2) constant + sqrt(s2) random`.
 
     Args:
       constant: the start at s2 = 0.
       random: the start at s2 = 1.
-      noise: s2, in [0, 1].
+      noise: s2, in [0, 1]; may be traced.
 
     Returns:
       `init(key, shape, dtype) -> kernel`.
@@ -104,13 +110,11 @@ def mixed_init(constant: Initialiser, random: Initialiser, *, noise: float) -> I
     check_fraction("noise", noise)
 
     def init(key: PRNGKey, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        if noise == 0:
-            return constant(key, shape, dtype)
-        if noise == 1:
-            return random(key, shape, dtype)
-        return (1 - noise) ** 0.5 * constant(key, shape, dtype) + noise**0.5 * random(
-            key, shape, dtype
-        )
+        if not is_traced(noise) and noise in (0, 1):
+            return (random if noise else constant)(key, shape, dtype)
+        share = jnp.asarray(noise, dtype)
+        shared, own = constant(key, shape, dtype), random(key, shape, dtype)
+        return jnp.sqrt(1 - share) * shared + jnp.sqrt(share) * own
 
     return init
 

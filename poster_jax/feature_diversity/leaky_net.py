@@ -22,6 +22,8 @@ PATTERNS = (
 )
 """The patterns of the authors' experiment."""
 
+_UNIFORM = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 
 class LeakyNet(nn.Module):
     """Convolutions with leaky ReLUs in pairs that are linear together, one letter a layer.
@@ -32,7 +34,8 @@ class LeakyNet(nn.Module):
 
     The letters: "i", channel o reads channel o mod C_in; "1", every channel is the mean of all,
     which erases what differs between them; "h", random. The first letter is the stem's, which has
-    neither bias nor ReLU; the dense layer starts at zero.
+    neither bias nor ReLU. The dense layer starts at zero; where every letter is "h", uniform in
+    +-1 / sqrt(inputs).
 
     Parameters stand at `Conv_0` (stem) to `Conv_12`, `bias_1`, ..., `BatchNorm_0`, ..., `Dense_0`.
 
@@ -98,7 +101,9 @@ class LeakyNet(nn.Module):
                 x = batch_norm(train)(x)
             layers.append(x)
         x = nn.leaky_relu(x, self.slope).mean((1, 2))
-        logits = nn.Dense(self.num_classes, kernel_init=initializers.zeros)(x)
+        random = {stem, *letters} == {"h"}
+        dense_start = _UNIFORM if random else initializers.zeros
+        logits = nn.Dense(self.num_classes, kernel_init=dense_start)(x)
         return (logits, tuple(layers)) if with_layers else logits
 
     def _letters(self) -> str:

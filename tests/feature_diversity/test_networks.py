@@ -153,10 +153,13 @@ def test_averaging_layers_erase_what_differs(images):
 def test_random_letters_have_the_authors_variance_or_hes(images):
     for random_init, gain in (("authors", 2**0.5 * 1.2), ("he", 2 / 1.04)):
         module = fd.LeakyNet("1_h_h_h", (8, 64, 64, 8), slope=0.2, random_init=random_init)
-        kernel = np.asarray(
-            models.from_linen(module).init(jax.random.key(0), images[0])["Conv_2"]["kernel"], float
-        )
+        params = models.from_linen(module).init(jax.random.key(0), images[0])
+        kernel = np.asarray(params["Conv_2"]["kernel"], float)
         assert abs(kernel.var() * 9 * 64 / gain - 1) < 4 * np.sqrt(2 / kernel.size)
+    assert not params["Dense_0"]["kernel"].any()
+    whole = models.from_linen(module.clone(pattern="h_h_h_h")).init(jax.random.key(0), images[0])
+    readout = np.abs(whole["Dense_0"]["kernel"])
+    assert 0.9 < readout.max() * 8**0.5 < 1
 
 
 @pytest.mark.bad_input

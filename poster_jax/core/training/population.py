@@ -70,6 +70,11 @@ def map_population(
     # Equal groups: fewer than one network a group and device is computed in vain.
     group = -(-share // num_groups)
     one_group = jax.vmap(fn, in_axes=axes)
+    if group == 1:  # an axis of one would turn its convolutions into grouped ones
+
+        def one_group(*members: Any) -> Any:
+            out = fn(*_of_each(lambda a: a[0], members, axes))
+            return jax.tree.map(lambda a: a[None], out)
 
     def run(*members: Any) -> Any:
         if num_groups == 1:

@@ -167,12 +167,30 @@ def test_too_few_examples_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
-    """20 pictures of CIFAR-10's format, shifted and mirrored, plainly and under PGD."""
+    """20 pictures of CIFAR-10's format, shifted and mirrored, plainly and under PGD; one program of
+    the paper's own networks is traced.
+    """
     monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
+    for network in ("ResNet56", "VGG16"):
+        settings = dataclasses.replace(
+            experiment.PRESETS["paper"], network=network, num_valid=4, batch_size=8, microbatch=4
+        )
+        run = _program.Run("dynamic_learning_rate", "paper", settings, tmp_path, 0)
+        task, examples, _ = experiment.prepare(run)
+        assert task.augment
+
+        def whole(key, task=task, examples=examples):
+            x = examples.train[0][:1]
+            starts = task.model.init(key, x), task.model.init_state(key, x)
+            shared = rates.Shared(examples, jax.tree.map(lambda a: a[None], starts), key[None])
+            return rates.train_aalr(task, None, "nonfinite", shared, 0, 0.1)
+
+        shapes = jax.eval_shape(whole, jax.random.key(0))
+        assert shapes["rate"].shape == (200,)
     found = _execute(
         tmp_path,
         preset="paper",
-        network="ResNet20",
+        network="MLP",
         num_valid=4,
         batch_size=8,
         num_epochs=2,

@@ -16,6 +16,8 @@ from poster_jax import feature_diversity as diversity
 from poster_jax.core import batching, losses, models, training
 
 MODES = ("zero", "duplicated", "independent")
+TIED = MODES[:2]
+"""Those under which copies stay copies; claims are about the first, the authors' own start."""
 ENDS = {"inputs": "Dense_0", "outputs": "Dense_1"}
 NUM_PROBES = 64
 
@@ -47,9 +49,9 @@ class Condition(NamedTuple):
 
 
 def conditions(settings: Any) -> list[Condition]:
-    """Every u in every mode without noise; then one kind of features with noise, readers tied."""
+    """Every u in every mode without noise; then one kind with noise in the tied ones."""
     grid = [Condition(mode, u, 0.0) for mode in MODES for u in settings.num_unique]
-    return grid + [Condition("duplicated", 1, noise) for noise in settings.noises]
+    return grid + [Condition(mode, 1, noise) for mode in TIED for noise in settings.noises]
 
 
 def recorded(settings: Any) -> tuple[int, ...]:
@@ -201,7 +203,7 @@ def train(run: Any, examples: Examples, num_classes: int) -> dict[str, Any]:
     start = partial(starts, chosen, flat.train[0].shape[1], num_classes)
     params = jax.jit(jax.vmap(lambda seed: start(jax.random.fold_in(start_key, seed))))(seeds)
     rows = conditions(chosen)
-    tied = rows.index(Condition("duplicated", 1, 0.0))
+    tied = rows.index(Condition(TIED[0], 1, 0.0))
     copies = jax.tree.map(lambda leaf: leaf[:, tied], params)
     with run.progress("shallow networks", 3) as update:
         found = run.population("shallow", partial(train_seed, chosen), flat, params, keys)

@@ -85,7 +85,7 @@ def _shallow(chosen: Any, results: Results) -> report.Section:
         f"{chosen.shallow_seeds} seeds.",
     )
     exact, noisy = results.shallow["exact"]["accuracy"], results.shallow["rounded"]["accuracy"]
-    leaks = column(chosen, results, "leak", "duplicated", 1, 0.0)
+    leaks = column(chosen, results, "leak", shallow.TIED[0], 1, 0.0)
     small = noise_column(chosen, results, "correlation")[:, 0]
     numbers = [
         _number("one kind, exact", exact, "Test accuracy of the network of width 1 that a network "
@@ -123,20 +123,21 @@ def _times(chosen: Any, results: Results, law: Law) -> report.Section:
             name="growth",
             alt="Diversity of the hidden layer against the step on a logarithmic axis, a line for "
             "each noise: parallel lines that rise together to a common plateau.",
-            caption="One kind of features, readers the same for copies. Straight and parallel "
+            caption="One kind of features, readers that start at zero. Straight and parallel "
             "lines are exponential growth. Geometric means over seeds.",
         ),
         report.picture(
-            report.curves({"one kind of features": (noises, 100 * noise_column(
-                chosen, results, "accuracy").mean(0))}, xlabel="noise s²", ylabel=ACCURACY,
+            report.curves({f"readers: {READERS[mode]}": (noises, 100 * noise_column(
+                chosen, results, "accuracy", mode).mean(0)) for mode in shallow.TIED},
+                xlabel="noise s²", ylabel=ACCURACY,
                 log_x=True, guides={f"u = {max(chosen.num_unique)}": float(100 * column(
-                    chosen, results, "accuracy", "duplicated", max(chosen.num_unique), 0.0
+                    chosen, results, "accuracy", shallow.TIED[0], max(chosen.num_unique), 0.0
                 ).mean())}),
             name="accuracy_by_noise",
             alt="Test accuracy of the network of one kind of features against its noise, beside "
             "that of a network of different features.",
-            caption="How much noise one kind of features needs, readers the same for copies. Means "
-            "over seeds.",
+            caption="How much noise one kind of features needs. Means over seeds; where copies "
+            "have the same readers, some seeds' one feature dies in the first steps.",
         ),
     ]  # fmt: skip
     if len(law.noises) > 1:

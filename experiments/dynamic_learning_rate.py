@@ -161,4 +161,5 @@ def experiment(run: _program.Run) -> _program.Findings:
 
 
 if __name__ == "__main__":
+    _program.spread_over_cores()
     _program.launch("dynamic_learning_rate", PRESETS, experiment)

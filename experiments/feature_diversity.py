@@ -49,10 +49,13 @@ class Settings:
     augmentation: str = _program.setting("none", "of their inputs: none, or crop (with mirroring)")
     epochs: int = _program.setting(30, "of ConstNet")
     deep_seeds: int = _program.setting(4, "its seeds, at least 2")
-    patterns: tuple = _program.setting(diversity.PATTERNS, "LeakyNet's, a letter a layer")
+    patterns: tuple = _program.setting(
+        ("h_hh_hh_hh", "i_ii_ii_ii", "1_ii_11_ii", "1_ii_11_11", "1_11_11_11"),
+        "LeakyNet's, a letter a layer",
+    )
     slope: float = _program.setting(0.01, "of LeakyNet's ReLUs")
-    leaky_epochs: int = _program.setting(20, "of LeakyNet")
-    leaky_seeds: int = _program.setting(2, "its seeds, at least 2")
+    leaky_epochs: int = _program.setting(12, "of LeakyNet")
+    leaky_seeds: int = _program.setting(4, "its seeds, at least 2")
     group_size: int = _program.setting(4, "deep networks, or seeds, trained side by side")
     side_by_side: int = _program.setting(8, "shallow networks of a seed trained side by side")
     microbatch: int = _program.setting(1000, "examples measured at once")
@@ -74,10 +77,11 @@ PRESETS = {
         shallow_steps=400,
         shallow_seeds=2,
         depth=7,
-        epochs=2,
+        epochs=1,
         deep_seeds=2,
         patterns=("i_i_i_i", "1_i_1_i", "1_1_1_1"),
         leaky_epochs=1,
+        leaky_seeds=2,
         group_size=1,
     ),
     "laptop": Settings(),
@@ -97,6 +101,7 @@ PRESETS = {
         drops=(0.3, 0.6, 0.8),
         deep_batch=128,
         augmentation="crop",
+        patterns=diversity.PATTERNS,
         epochs=200,
         deep_seeds=5,
         leaky_epochs=200,
@@ -119,4 +124,5 @@ def experiment(run: _program.Run) -> _program.Findings:
 
 
 if __name__ == "__main__":
+    _program.spread_over_cores()
     _program.launch("feature_diversity", PRESETS, experiment)

@@ -22,9 +22,9 @@ __all__ = ["Results", "findings"]
 
 READERS = {"zero": "zero", "duplicated": "same for copies", "independent": "independent"}
 WORDS = {
-    "none": "no noise, but that of rounding in the compiled program",
-    "weights": "noise in the weights",
-    "rounding": "rounding noise in the gradients",
+    "none": "none but the program's rounding",
+    "weights": "weights",
+    "rounding": "rounding of gradients",
     "dropout": "dropout",
     "random": "random start",
     "exact": "exactly symmetric (one channel)",
@@ -194,7 +194,7 @@ def _const(chosen: Any, results: Results) -> report.Section:
     last = {
         WORDS[name]: (epochs, _positive(np.exp(_mean_log(found["diversity"]))[:, -1]))
         for name, found in results.const.items()
-        if name != "exact"
+        if name != "exact" and found["diversity"].any()
     }
     correlations = {
         f"{WORDS[name]}, {way}": (epochs, results.const[name][way].mean(0))
@@ -217,7 +217,7 @@ def _const(chosen: Any, results: Results) -> report.Section:
             alt="Diversity of the last block of ConstNet against the epoch, a line for each source "
             "of noise.",
             caption="How each source of noise breaks the symmetry of ConstNet. Geometric means "
-            "over seeds.",
+            "over seeds; a source under which all channels stayed equal to the bit has no line.",
         ),
         report.picture(
             report.curves(correlations, xlabel="epoch", ylabel="mean correlation of the weights"),

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from poster_jax.batchnorm_only.groups import parameter_groups
 from poster_jax.core.checks import check_count, check_key, check_params
 from poster_jax.core.paths import leaf_paths
 from poster_jax.core.typing import Array, Params, PRNGKey
@@ -19,11 +20,13 @@ def random_parameter_mask(
     per_channel: int | None = None,
     total: int | None = None,
     channel_axis: int = -1,
+    include_output: bool = False,
 ) -> Params:
     """A random choice of kernel entries, for `core.training.mask_updates`.
 
     Two per channel are as many as gamma and beta. Entries are drawn without replacement, and anew
-    for every kernel. Gradients of whole kernels are still computed: such a run costs what training
+    for every kernel. The output layer is left out: where BatchNorm alone trains it is frozen, and
+    the comparison is of parameters of random features with random weights of them. Gradients of whole kernels are still computed: such a run costs what training
     everything costs.
 
     Args:
@@ -33,13 +36,14 @@ def random_parameter_mask(
       per_channel: entries of every output channel of every kernel; all, where it has fewer.
       total: or entries of all kernels together.
       channel_axis: of the outputs in each kernel.
+      include_output: whether the kernel of the output layer is drawn from as well.
 
     Returns:
       Pytree like params, 1 where an entry is chosen and 0 elsewhere, in the leaf's dtype.
 
     Raises:
       ValueError: not exactly one of per_channel and total, a count below 1, a total above what is
-        there, or no kernels.
+        there, or no kernels to draw from.
       TypeError: key is no PRNG key.
 
     Source: Frankle, Schwab, Morcos 2019 (arXiv 2003.00152), section 3, "random parameters".
@@ -58,13 +62,19 @@ def random_parameter_mask(
             f"per_channel={per_channel}, total={total}."
         )
     leaves, structure = jax.tree.flatten(params)
+    rows = zip(leaf_paths(params), leaves, jax.tree.leaves(parameter_groups(params)), strict=True)
     places = [
         place
-        for place, (path, leaf) in enumerate(zip(leaf_paths(params), leaves, strict=True))
-        if path.rpartition("/")[2] == "kernel" and leaf.ndim >= 2
+        for place, (path, leaf, group) in enumerate(rows)
+        if path.rpartition("/")[2] == "kernel"
+        and leaf.ndim >= 2
+        and (include_output or group != "output")
     ]
     if not places:
-        raise ValueError("params must have leaves called 'kernel' of at least 2 axes, got none.")
+        raise ValueError(
+            "params must have leaves called 'kernel' of at least 2 axes beside the output layer's, "
+            "got none."
+        )
     keys = jax.random.split(key, len(places))
     masks = [jnp.zeros_like(leaf) for leaf in leaves]
     if per_channel is not None:

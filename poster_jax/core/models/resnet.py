@@ -106,7 +106,7 @@ class ResNet(nn.Module):
             if self.scan and self.num_blocks > first:
                 links = nn.scan(
                     nn.remat(_Link, prevent_cse=False),
-                    variable_axes={"params": 0, "batch_stats": 0},
+                    variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
                     split_rngs={"params": True},
                     length=self.num_blocks - first,
                 )

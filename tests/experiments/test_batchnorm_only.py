@@ -1,0 +1,208 @@
+"""The experiment's conditions, claims and files; the paper's path on files in the real format."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import _batchnorm_claims, _batchnorm_report, _program
+from experiments import _batchnorm_training as batchnorm
+from experiments import batchnorm_only as experiment
+from poster_jax.batchnorm_only import ParameterCounts
+from poster_jax.core import claims, training
+
+TFDS = pathlib.Path(__file__).parents[1] / "data" / "tfds"
+LAPTOP, PAPER = experiment.PRESETS["laptop"], experiment.PRESETS["paper"]
+
+
+def test_the_paper_trains_resnet_14_to_866_and_widths_to_512_for_160_epochs():
+    assert (PAPER.dataset, PAPER.num_epochs, PAPER.batch_size) == ("tfds:cifar10", 160, 128)
+    networks = batchnorm.networks(PAPER)
+    batch = [network for network in networks if network.norm == "batch"]
+    assert {6 * n.num_blocks + 2 for n in batch if n.width == 16} == {14, 32, 56, 110, 218, 434, 866}
+    assert {n.width for n in batch if n.num_blocks == 2} == {16, 32, 64, 128, 256, 512}
+    assert len(networks) == len(set(networks)) == 12 + 7
+    assert PAPER.augment
+    assert not PAPER.one_program
+
+
+def test_the_rate_falls_to_a_tenth_twice_and_only_affine_gradients_are_clipped():
+    settings = dataclasses.replace(LAPTOP, num_epochs=4, weight_decay=0.0, rate=1.0)
+    gradient, mask = {"w": jnp.full(3, 10.0)}, {"w": jnp.array([True, True, False])}
+    for norm, size in (("batch", 10.0), ("affine", batchnorm.AFFINE_CLIP / 2**0.5)):
+        network = batchnorm.Network(norm, 1, 4)
+        optimizer = batchnorm.optimizer_of(settings, network, 1, mask)
+        state, steps = optimizer.init(gradient), []
+        for _ in range(4):
+            updates, state = optimizer.update(gradient, state, gradient)
+            steps.append(np.asarray(updates["w"]))
+        momentum = np.cumsum(0.9 ** np.arange(4)) * size
+        np.testing.assert_allclose(
+            np.stack(steps)[:, 0], -momentum * [1, 1, 0.1, 0.01], rtol=1e-5, err_msg=norm
+        )
+        np.testing.assert_array_equal(np.stack(steps)[:, 2], 0)
+
+
+def test_augmented_images_are_shifted_and_mirrored_and_the_labels_stay():
+    x = jnp.arange(1.0, 1 + 6 * 6).reshape(1, 6, 6, 1)
+    x, y = jnp.tile(x, (64, 1, 1, 1)), jnp.arange(64)
+    seen = training.stateful(lambda p, s, batch, key: (jnp.zeros(()), batch))
+    _, (images, labels) = batchnorm.augmented(seen).fn((), (), (x, y), jax.random.key(0))
+    np.testing.assert_array_equal(labels, y)
+    images = np.asarray(images)
+    border = np.pad(np.asarray(x[0]), ((4, 4), (4, 4), (0, 0)))
+    cuts = {
+        view[i : i + 6, j : j + 6].tobytes()
+        for view in (border, np.pad(np.asarray(x[0, :, ::-1]), ((4, 4), (4, 4), (0, 0))))
+        for i in range(9)
+        for j in range(9)
+    }
+    assert all(image.tobytes() in cuts for image in images)
+    assert len({image.tobytes() for image in images}) > 30
+
+
+def test_layers_come_in_the_order_of_the_network():
+    values = {
+        "BatchNorm_0/scale": [0],
+        "Block_0/BatchNorm_0/scale": [1],
+        "Block_0/BatchNorm_1/scale": [2],
+        "Block_3/BatchNorm_0/scale": [7],
+        "Block_3/BatchNorm_1/scale": [8],
+        "Block_3/BatchNorm_2/scale": [9],
+        "Stage_0/BatchNorm_0/scale": [[3, 5]],
+        "Stage_0/BatchNorm_1/scale": [[4, 6]],
+        "Stage_1/BatchNorm_0/scale": [[10, 12]],
+        "Stage_1/BatchNorm_1/scale": [[11, 13]],
+    }
+    values = {path: np.array(of) for path, of in values.items()}
+    found = _batchnorm_report.in_order(dict(reversed(values.items())), num_blocks=3)
+    assert [int(of[0]) for of in found] == list(range(14))
+
+
+def _results(settings, accuracy, *, affine_gap, depth, width):
+    """Accuracies as told; `depth` and `width` are slopes over log counts of parameters."""
+    rng = np.random.default_rng(0)
+    noise = lambda: 0.002 * rng.normal(size=4)  # noqa: E731
+    base = batchnorm.Network("batch", settings.num_blocks, settings.width)
+    counts, by_size = {}, {}
+    for network in batchnorm.networks(settings):
+        size = network.num_blocks / settings.num_blocks * network.width / settings.width
+        counts[network] = ParameterCounts(int(1000 * size), 1, 1, 1)
+        slope = depth if network.num_blocks != settings.num_blocks else width
+        value = accuracy[batchnorm.BATCHNORM] + slope * np.log(size)
+        value -= affine_gap * network.num_blocks if network.norm == "affine" else 0
+        by_size[network.name] = {"accuracy": value + noise()}
+    found = {name: {"accuracy": value + noise()} for name, value in accuracy.items()}
+    found[batchnorm.AFFINE] = by_size[base._replace(norm="affine").name]
+    sparsity = {"sparsity": np.full((4, 1), 0.3) + noise()[:, None]}
+    features = {batchnorm.BATCHNORM: sparsity, batchnorm.ALL: sparsity}
+    return _batchnorm_claims.Results(found, by_size, features, counts, base)
+
+
+def _held(settings, accuracy, **options):
+    results = _results(settings, accuracy, **options)
+    found = _batchnorm_claims.claims_of(results, settings, seed=0)
+    return {claim.name: claim.holds for claim in found}
+
+
+def test_claims_hold_where_they_should_and_fail_where_they_should():
+    accuracy = {
+        batchnorm.ALL: 0.95,
+        batchnorm.ALL_BUT: 0.93,
+        batchnorm.BATCHNORM: 0.7,
+        "output only": 0.3,
+        batchnorm.of_k(2): 0.4,
+        batchnorm.ANYWHERE: 0.4,
+        batchnorm.AFFINE_UNIFORM: 0.4,
+    }
+    long = dataclasses.replace(LAPTOP, full_length=True)
+    names = [f"C{i}" for i in range(1, 7)]
+    good = _held(long, accuracy, affine_gap=0.05, depth=0.1, width=0.02)
+    assert good == dict.fromkeys(names, True)
+    accuracy |= {batchnorm.BATCHNORM: 0.41, batchnorm.of_k(2): 0.41, batchnorm.ALL_BUT: 0.95}
+    bad = _held(LAPTOP, accuracy, affine_gap=0.2, depth=0.02, width=0.1)
+    assert bad == dict.fromkeys([name for name in names if name != "C4"], False)
+
+
+def test_the_detectable_difference_is_that_of_the_t_test():
+    """Simulated: of 20,000 experiments of 4 pairs about 4 in 5 find it."""
+    rng = np.random.default_rng(1)
+    sample = rng.normal(size=4)
+    sample = (sample - sample.mean()) / sample.std(ddof=1)
+    shift = _batchnorm_claims.detectable(sample)
+    draws = rng.normal(size=(20_000, 4)) + shift
+    t = draws.mean(1) / (draws.std(1, ddof=1) / 2)
+    assert 0.74 < (t > 3.1824).mean() < 0.86  # t quantile of 3 degrees at 0.975
+
+
+def test_two_random_weights_are_always_among_the_conditions():
+    with pytest.raises(ValueError, match="per_channel must hold 2"):
+        dataclasses.replace(LAPTOP, per_channel=(1,))
+
+
+def _program_run(folder, *arguments, **environment):
+    """In a process of its own with one device: eight would train five networks in vain."""
+    flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+    command = [sys.executable, "-m", "experiments.batchnorm_only", f"--workdir={folder}"]
+    environment = {**os.environ, "XLA_FLAGS": " ".join(flags), **environment}
+    subprocess.run([*command, *arguments], check=True, env=environment, timeout=600)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return claims.load_claims(folder / "claims.json"), rows
+
+
+@pytest.mark.slow
+def test_smoke_writes_all_its_files_and_a_second_run_reads_its_stages(tmp_path):
+    found, rows = _program_run(tmp_path, "--preset=smoke")
+    assert [claim.name for claim in found] == ["C1", "C2", "C3", "C5", "C6"]
+    assert {p.stem for p in (tmp_path / "figures").glob("*.png")} == {
+        "conditions",
+        "depth_and_width",
+        "random_weights",
+        "scales",
+        "sparsity_by_layer",
+        "accuracy_after_zeroing",
+    }
+    assert len([row for row in rows if "condition" in row]) == 8 + 3
+    assert all(np.isfinite(row["accuracy"]).all() for row in rows if "accuracy" in row)
+    names = ("claims.json", "metrics.jsonl")
+    before = [(tmp_path / name).read_bytes() for name in names]
+    _program_run(tmp_path, "--preset=smoke")
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+
+
+@pytest.mark.slow
+def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
+    """Twenty pictures, augmented; blocks in a loop and computed twice; all conditions in turn."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
+    monkeypatch.setattr(_program.Run, "mesh", None)
+    tiny = {"num_blocks": 2, "width": 2, "depths": (2,), "depth_width": 2, "widths": (2,)}
+    run = {"num_seeds": 2, "num_epochs": 1, "batch_size": 10, "remat_from": 2, "microbatch": 6}
+    # One program for all conditions: that of a part alone runs for the network without norm.
+    settings = dataclasses.replace(PAPER, **tiny, **run, per_channel=(2,), one_program=True)
+    found = _execute(tmp_path, settings)
+    assert [claim.name for claim in found.claims] == [f"C{i}" for i in range(1, 7)]
+    assert all(claim.num_samples == 2 for claim in found.claims)
+
+
+def _execute(folder, settings):
+    return _program.execute(
+        experiment.experiment,
+        name="batchnorm_only",
+        preset="paper",
+        settings=settings,
+        workdir=folder,
+        seed=0,
+    )
+
+
+def test_a_set_that_is_not_there_is_refused_with_the_command_that_fetches_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(_program.RefusedError, match="download_and_prepare"):
+        _execute(tmp_path, PAPER)

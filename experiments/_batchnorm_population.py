@@ -178,7 +178,7 @@ def features_of(
         return right(small), right(others)
 
     def active(p: Any) -> Any:
-        """With the statistics of the examples themselves, as there are no others before training."""
+        """With the statistics of the test examples: there are no others before training."""
 
         def fractions(chunk: Any) -> dict[str, Any]:
             units = activations(module, {"params": p, **state}, chunk, train=True)
@@ -211,14 +211,15 @@ def features_of(
 def activations(module: Any, variables: Any, x: Any, *, train: bool) -> dict[str, Any]:
     """What leaves every rectifier of a ResNet, each (B, height, width, channels)."""
 
-    def first_norm_or_block(inner: Any, _: str) -> bool:
-        return type(inner).__name__ == "Block" or isinstance(inner, nn.BatchNorm)
+    def norm_or_block(inner: Any, method: str) -> bool:
+        chosen = type(inner).__name__ == "Block" or isinstance(inner, nn.BatchNorm)
+        return chosen and method == "__call__"
 
     _, found = module.apply(
         variables,
         x,
         train=train,
-        capture_intermediates=first_norm_or_block,
+        capture_intermediates=norm_or_block,
         mutable=["batch_stats", "intermediates"] if train else ["intermediates"],
     )
     units = {}

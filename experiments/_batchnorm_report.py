@@ -27,7 +27,7 @@ def findings(run: _program.Run, results: Results) -> _program.Findings:
     lead = (
         f"A ResNet-{6 * base.num_blocks + 2} of width {base.width} on {chosen.dataset} was trained "
         f"in parts, {chosen.num_seeds} networks a condition, {chosen.num_epochs} epochs each; of "
-        f"its {counts['total']:,} parameters {counts['batchnorm']:,} are BatchNorm's scales and shifts."
+        f"its {counts['total']:,} parameters {counts['batchnorm']:,} are BatchNorm's."
     )
     sections = [
         _conditions(run, results),
@@ -194,8 +194,8 @@ def _histogram(only: Any, full: Any) -> report.Picture:
     return report.picture(
         report.line_panels(panels, xlabel="value", ylabel="density", panel_size=(3.6, 2.8)),
         name="scales_and_shifts",
-        alt="Densities of BatchNorm's scales, uniform on (0, 1) before training, and of its shifts, "
-        "0 before training, after training BatchNorm alone and everything.",
+        alt="Densities of BatchNorm's scales, uniform on (0, 1) before training, and of its "
+        "shifts, 0 before training, after training BatchNorm alone and everything.",
         caption="Scales and shifts of all layers and seeds; 40 bins. Shifts begin at 0.",
         wide=True,
     )

@@ -25,9 +25,9 @@ def random_parameter_mask(
     """A random choice of kernel entries, for `core.training.mask_updates`.
 
     Two per channel are as many as gamma and beta. Entries are drawn without replacement, and anew
-    for every kernel. The output layer is left out: where BatchNorm alone trains it is frozen, and
-    the comparison is of parameters of random features with random weights of them. Gradients of whole kernels are still computed: such a run costs what training
-    everything costs.
+    for every kernel. The output layer is left out, which is frozen where BatchNorm alone trains:
+    random weights of the features are compared with BatchNorm's parameters of them. Gradients of
+    whole kernels are still computed: such a run costs what training everything costs.
 
     Args:
       params: pytree; leaves called "kernel" of at least two axes are drawn from. Those of five are

@@ -1,6 +1,6 @@
 """Training BatchNorm alone: a step against a full one, populations, compilation against depth.
 
-`rows(repeats)` for `benchmarks.training`; some four minutes on two cores, mostly compilation.
+`rows(repeats)` for `benchmarks.training`.
 """
 
 import time
@@ -13,15 +13,10 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks._harness import in_turn, row, timed
+from poster_jax.batchnorm_only import GROUPS, trains
 from poster_jax.core import cost, losses, models, training
-from poster_jax.core.partition import is_batchnorm, merge, partition
 
 STEPS, SEEDS = 3, 4
-
-
-def everything(path: str, leaf: Any) -> bool:
-    """Every leaf."""
-    return True
 
 
 def problem(image: tuple[int, int, int], batch: int, **attributes: Any) -> tuple[Any, Any, Any]:
@@ -34,19 +29,16 @@ def problem(image: tuple[int, int, int], batch: int, **attributes: Any) -> tuple
 
 
 def run_of(
-    where: Callable[[str, Any], bool],
-    image: tuple[int, int, int],
-    batch: int,
-    **attributes: Any,
+    groups: tuple[str, ...], image: tuple[int, int, int], batch: int, **attributes: Any
 ) -> tuple[Callable[..., Any], Any, Any]:
     """`run(trainable, frozen, key)`, the losses of STEPS steps, and the two parts."""
     model, loss_fn, data = problem(image, batch, **attributes)
     key = jax.random.key(1)
-    params, state = (fn(key, data[0][:1]) for fn in (model.init, model.init_state))
+    params, state = (jax.jit(fn)(key, data[0][:1]) for fn in (model.init, model.init_state))
 
     def run(trainable: Any, frozen: Any, key: Any) -> Any:
         return training.fit(
-            training.with_frozen(loss_fn, frozen),
+            training.freeze(loss_fn, frozen),
             trainable,
             data,
             key,
@@ -56,16 +48,14 @@ def run_of(
             model_state=state,
         ).losses
 
-    return run, *partition(params, where)
+    return run, *training.partition(params, trains(params, *groups))
 
 
 def step_row(repeats: int) -> dict[str, Any]:
     """A step that trains BatchNorm against one that trains everything."""
-    case = {"image": (32, 32, 3), "batch": 64, "num_blocks": 2, "scan": True}
-    key = jax.random.key(2)
-    sides, flops = {}, {}
-    for name, where in (("part", is_batchnorm), ("full", everything)):
-        run, trainable, frozen = run_of(where, **case)
+    key, sides, flops = jax.random.key(2), {}, {}
+    for name, groups in (("part", ("batchnorm",)), ("full", GROUPS)):
+        run, trainable, frozen = run_of(groups, (32, 32, 3), 64, num_blocks=2)
         flops[name] = cost.count_flops(run, trainable, frozen, key)
         compiled = jax.jit(run).lower(trainable, frozen, key).compile()
         sides[name] = partial(seconds_of, compiled, trainable, frozen, key)
@@ -82,7 +72,7 @@ def step_row(repeats: int) -> dict[str, Any]:
 
 def population_rows(repeats: int) -> list[dict[str, Any]]:
     """Seeds one by one against seeds side by side, with frozen weights of their own or shared."""
-    run, trainable, frozen = run_of(is_batchnorm, (8, 8, 1), 128, num_blocks=1)
+    run, trainable, frozen = run_of(("batchnorm",), (8, 8, 1), 128, num_blocks=1)
     keys = jax.random.split(jax.random.key(3), SEEDS)
     own = jax.tree.map(lambda leaf: jnp.stack([leaf] * SEEDS), frozen)
     rows = []
@@ -112,25 +102,23 @@ def compilation_rows() -> list[dict[str, Any]]:
     """Seconds of compiling a BatchNorm-only gradient, once each."""
 
     def seconds(num_blocks: int, *, scan: bool) -> float:
-        model, loss_fn, data = problem(
-            (8, 8, 1), 8, num_blocks=num_blocks, scan=scan, remat=scan, width=4
-        )
+        model, loss_fn, data = problem((8, 8, 1), 8, num_blocks=num_blocks, scan=scan, width=4)
         key = jax.random.key(0)
-        params, state = (jax.eval_shape(fn, key, data[0]) for fn in (model.init, model.init_state))
-        trainable, frozen = partition(params, is_batchnorm)
+        params, state = (jax.jit(fn)(key, data[0]) for fn in (model.init, model.init_state))
+        trainable, frozen = training.partition(params, trains(params, "batchnorm"))
 
         def loss(trainable: Any, frozen: Any, state: Any) -> Any:
-            return loss_fn.fn(merge(trainable, frozen), state, data, key)
+            return loss_fn.fn(training.merge(trainable, frozen), state, data, key)
 
         start = time.perf_counter()
         jax.jit(jax.grad(loss, has_aux=True)).lower(trainable, frozen, state).compile()
         return time.perf_counter() - start
 
-    shallow, deep, unrolled = seconds(3, scan=True), seconds(144, scan=True), seconds(3, scan=False)
+    shallow, deep, unrolled = seconds(4, scan=True), seconds(144, scan=True), seconds(4, scan=False)
     words = "compilation of a BatchNorm-only gradient,"
     return [
-        row(f"{words} ResNet-866, blocks in a loop", deep, "ResNet-20, in a loop", shallow, 0.8),
-        row(f"{words} ResNet-20, in a loop", shallow, "ResNet-20, block by block", unrolled, 1),
+        row(f"{words} ResNet-866, blocks in a loop", deep, "ResNet-26, in a loop", shallow, 0.8),
+        row(f"{words} ResNet-26, in a loop", shallow, "ResNet-26, block by block", unrolled, 1),
     ]
 
 

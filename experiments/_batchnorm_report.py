@@ -99,7 +99,7 @@ def _sizes(run: _program.Run, results: Results) -> report.Section:
         xlabel="BatchNorm parameters",
         ylabel=TEST,
         log_x=True,
-        guides={"everything trains": results.accuracy(batchnorm.ALL).mean()},
+        guides={"everything, base": results.accuracy(batchnorm.ALL).mean()},
     )
     picture = report.picture(
         figure,
@@ -122,13 +122,12 @@ def _random(run: _program.Run, results: Results) -> report.Section:
     level = results.accuracy(batchnorm.BATCHNORM).mean()
     accuracy = [results.accuracy(batchnorm.of_k(k)).mean() for k in ks]
     enough = next((k for k, a in zip(ks, accuracy, strict=True) if a >= level), None)
-    words = f"{enough} of each channel" if enough else f"more than {ks[-1]} of each channel"
     figure = report.curves(
         {"random weights": (ks, accuracy)},
         xlabel="trained weights of each channel",
         ylabel=TEST,
         log_x=True,
-        guides={"BatchNorm only (2)": level, "everything": results.accuracy(batchnorm.ALL).mean()},
+        guides={"BatchNorm only (2)": level},
     )
     picture = report.picture(
         figure,
@@ -138,7 +137,12 @@ def _random(run: _program.Run, results: Results) -> report.Section:
         caption="The same number of weights of each channel, drawn at random, of all convolutions. "
         "A channel that has fewer trains all of its weights.",
     )
-    text = f"To reach the accuracy of BatchNorm's two numbers a channel, it takes {words} tried."
+    found = (
+        f"The smallest number tried that is as accurate is {enough} a channel."
+        if enough
+        else f"None of the numbers tried, up to {ks[-1]} a channel, is as accurate."
+    )
+    text = f"How many random weights do what BatchNorm's two numbers a channel do? {found}"
     return report.Section("How many random weights it takes", text, pictures=[picture])
 
 
@@ -156,7 +160,7 @@ def _features(run: _program.Run, results: Results) -> report.Section:
         report.Number(f"|γ| below {level}", f"{format_number(sparsity.estimate)} "
                       f"[{format_number(sparsity.low)}, {format_number(sparsity.high)}]",
                       "Share of the scales that is nearly zero after BatchNorm alone was trained; "
-                      f"0.01 before.{undecided}"),
+                      f"0.01 is expected before.{undecided}"),
         report.number("the same, everything trained", full["sparsity"][:, 0].mean(), "For "
                       "contrast."),
         report.number("active before", only["active before"].mean(), "Share of the units "
@@ -185,7 +189,7 @@ def _histogram(only: Any, full: Any) -> report.Picture:
         flat = {name: np.asarray(v, np.float64).ravel() for name, v in values.items()}
         finite = {name: v[np.isfinite(v)] for name, v in flat.items()}
         every = np.concatenate(list(finite.values()))
-        edges = np.linspace(min(every.min(), 0.0), max(every.max(), 1.0), 41)
+        edges = np.linspace(min(every.min(), 0.0), max(every.max(), 1.0), 25)
         middles = (edges[1:] + edges[:-1]) / 2
         lines = {
             name: (middles, np.histogram(v, edges, density=True)[0]) for name, v in finite.items()
@@ -196,7 +200,7 @@ def _histogram(only: Any, full: Any) -> report.Picture:
         name="scales_and_shifts",
         alt="Densities of BatchNorm's scales, uniform on (0, 1) before training, and of its "
         "shifts, 0 before training, after training BatchNorm alone and everything.",
-        caption="Scales and shifts of all layers and seeds; 40 bins. Shifts begin at 0.",
+        caption="Scales and shifts of all layers and seeds; 24 bins. Shifts begin at 0.",
         wide=True,
     )
 

@@ -27,7 +27,7 @@ ANYWHERE = "as many anywhere"
 AFFINE = "affine only, γ = 1"
 AFFINE_UNIFORM = "affine only, γ in (0, 1)"
 SAME = "BatchNorm only, the same weights"
-MEASURED = ("accuracy", "loss", "diverged")
+MEASURED = ("accuracy", "loss", "diverged")  # of every network
 WEIGHTS = ("shortcut", "other")
 
 
@@ -165,9 +165,11 @@ def train_one(
     )
     params, state = training.merge(found.params, frozen), found.state.model_state
     right = accuracy(settings, model, params, state, (x_test, y_test))
-    result = dict(
-        zip(MEASURED, (right, found.losses[-epoch_steps:].mean(), found.diverged), strict=True)
-    )
+    result: dict[str, Any] = {
+        "accuracy": right,
+        "loss": found.losses[-epoch_steps:].mean(),
+        "diverged": found.diverged,
+    }
     return {**result, "params": params, "state": state} if keep else result
 
 

@@ -95,7 +95,10 @@ def experiment(run: _program.Run) -> _program.Findings:
     base = batchnorm.Network("batch", chosen.num_blocks, chosen.width)
     counts = population.counts_of(run, shared[0])
     table = batchnorm.conditions(chosen.per_channel, counts[base]["batchnorm"])
-    results = jax.tree.map(np.asarray, population.train_all(run, shared, base, table))
+    results = (
+        {name: jax.tree.map(np.asarray, row) for name, row in rows.items()}  # in their order
+        for rows in population.train_all(run, shared, base, table)
+    )
     places = population.places_of(run, base, shared[0])
     return findings(run, Results(*results, counts, base, places))
 

@@ -219,9 +219,9 @@ def _depth_or_width(results: Results, settings: Any, seed: int) -> Claim:
 
 
 def _slopes(counts: Any, accuracy: Any) -> Any:
-    """Least squares slope over log counts, (seeds,)."""
+    """Least squares slope over log counts, (seeds,); NaN from one count."""
     x = np.log(counts) - np.log(counts).mean()
-    return x @ accuracy / (x @ x)
+    return x @ accuracy / (x @ x) if len(counts) > 1 else np.full(accuracy.shape[1], np.nan)
 
 
 def _paired(results: Results, a: str, b: str, seed: int) -> PairedDifference:

@@ -30,12 +30,12 @@ class Settings:
     dataset: str = _program.setting("digits", "name for core.data.load")
     num_classes: int = _program.setting(10, "classes of the data set")
     num_blocks: int = _program.setting(1, "blocks a stage of the network that all conditions train")
-    width: int = _program.setting(16, "channels of its first stage")
+    width: int = _program.setting(8, "channels of its first stage")
     depths: tuple = _program.setting((1, 2, 4), "blocks a stage where depth is varied, same width")
-    widths: tuple = _program.setting((8, 16, 32), "widths where width is varied")
+    widths: tuple = _program.setting((4, 8, 16), "widths where width is varied")
     width_blocks: int = _program.setting(1, "blocks a stage of those")
     per_channel: tuple = _program.setting((2, 8, 32), "random weights of each channel")
-    num_seeds: int = _program.setting(3, "networks of each condition")
+    num_seeds: int = _program.setting(4, "networks of each condition")
     num_epochs: int = _program.setting(20, "passes over the training part")
     batch_size: int = _program.setting(128, "examples a step")
     rate: float = _program.setting(0.1, "learning rate; a tenth after 50 and 75 % of the epochs")
@@ -70,6 +70,7 @@ PRESETS = {
     "paper": Settings(
         dataset="tfds:cifar10",
         num_blocks=18,
+        width=16,
         depths=(2, 5, 9, 18, 36, 72, 144),
         widths=(16, 32, 64, 128, 256, 512),
         width_blocks=2,

@@ -66,7 +66,7 @@ def _conditions(run: _program.Run, results: Results) -> report.Section:
         ),
     ]  # fmt: skip
     picture = report.picture(
-        report.interval_plot({TEST: rows}, xlabel=TEST, zero=None),
+        report.interval_plot({"mean and interval": rows}, xlabel=TEST, zero=None),
         name="conditions",
         alt="Test accuracy of each condition with its interval: "
         + "; ".join(f"{name} {format_number(row[0])}" for name, row in rows.items()),

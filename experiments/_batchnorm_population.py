@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from experiments import _batchnorm_training as batchnorm
@@ -72,28 +71,26 @@ def _masks(
     keys: Any,
 ) -> Any:
     """The mask of each network, of the leaves of `groups`."""
-    zeros = _zeros(run, network, shared[0])
+    zeros = shapes_of(run, network, shared[0])
     chosen = room.trains(zeros, *groups)
     draw = lambda key: training.partition(condition.mask(zeros, key), chosen)[0]  # noqa: E731
     return jax.jit(jax.vmap(draw))(keys)
 
 
-def _zeros(run: Run, network: Network, x: Any) -> Any:
-    """Parameters of the network's shapes without memory: broadcast zeros."""
-    model = models.from_linen(batchnorm.module_of(run.settings, network))
-    shapes = jax.eval_shape(model.init, run.key, x[:1])
-    return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+def shapes_of(run: Run, network: Network, x: Any) -> Any:
+    """Zeros like the network's parameters."""
+    return batchnorm.shapes_of(batchnorm.module_of(run.settings, network), x)
 
 
 def counts_of(run: Run, x: Any) -> dict[Network, dict[str, int]]:
     """Numbers of parameters of every network of the run, from shapes alone."""
     networks = batchnorm.networks(run.settings)
-    return {network: room.count_parameters(_zeros(run, network, x)) for network in networks}
+    return {network: room.count_parameters(shapes_of(run, network, x)) for network in networks}
 
 
 def places_of(run: Run, network: Network, x: Any) -> list[int]:
     """`layer_places` of one network."""
-    return layer_places(_zeros(run, network, x), network.num_blocks)
+    return layer_places(shapes_of(run, network, x), network.num_blocks)
 
 
 def keys_of(run: Run, seeds: Any, stream: int = 0) -> Any:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from flax import linen as nn
 
 from experiments._jacobian_training import crop_and_flip
 from poster_jax import batchnorm_only as room
@@ -100,35 +100,65 @@ def networks(settings: Any) -> list[Network]:
 
 
 def module_of(settings: Any, network: Network) -> models.ResNet:
-    """The authors' network: shortcuts of 1x1 convolutions with their norm, normal weights."""
+    """The authors' network: shortcuts of 1x1 convolutions with their norm; drawn by `initial`."""
     return models.ResNet(
         num_blocks=network.num_blocks,
         norm=network.norm,
         projection=True,
         width=network.width,
         num_classes=settings.num_classes,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
-        scale_init=nn.initializers.uniform(1.0),
         scan=network.num_blocks >= settings.scan_from,
     )
 
 
+def shapes_of(module: models.ResNet, x: Any) -> Any:
+    """Parameters of the network's shapes without memory: broadcast zeros."""
+    like = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    shapes = jax.eval_shape(models.from_linen(module).init, jax.random.key(0), like)
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+
+
 def initial(module: models.ResNet, x: Any, key: Any, ones: Any = False) -> Any:
-    """Parameters before training: gamma from U(0, 1), or 1; the output's bias as torch draws it."""
-    params = models.from_linen(module).init(key, x[:1])
+    """Parameters before training, by the authors' laws.
+
+    Kernels are He's normal, scales from U(0, 1), or 1; the output's bias as torch draws it, other
+    biases 0. All numbers of a law are one draw, cut into leaves: a draw for every leaf took four
+    times as long to compile as the training step.
+    """
+    like = shapes_of(module, x)
+    leaves, structure = jax.tree.flatten(like)
+    paths, groups = leaf_paths(like), jax.tree.leaves(room.parameter_groups(like))
+    of_law = [_law(path, group) for path, group in zip(paths, groups, strict=True)]
+    size = dict.fromkeys(("normal", "uniform", "zeros"), 0)
+    for leaf, law in zip(leaves, of_law, strict=True):
+        size[law] += leaf.size
+    keys = jax.random.split(key)
+    numbers = {
+        "normal": jax.random.normal(keys[0], (size["normal"],)),
+        "uniform": jax.random.uniform(keys[1], (size["uniform"],)),
+    }
+    used = dict.fromkeys(numbers, 0)
     bound = (4 * module.width) ** -0.5
-    own = jax.random.fold_in(key, 1)
+    params = []
+    for leaf, path, law in zip(leaves, paths, of_law, strict=True):
+        if law == "zeros":
+            params.append(jnp.zeros(leaf.shape))
+            continue
+        drawn = numbers[law][used[law] : used[law] + leaf.size].reshape(leaf.shape)
+        used[law] += leaf.size
+        if law == "normal":
+            inputs = leaf.shape[-4:-1]  # of stacked layers each by itself
+            params.append(drawn * (2 / np.prod(inputs)) ** 0.5)
+        else:
+            scale = path.endswith("scale")
+            params.append(jnp.where(ones, 1, drawn) if scale else bound * (2 * drawn - 1))
+    return structure.unflatten(params)
 
-    def begin(path: str, group: str, leaf: Any) -> Any:
-        if path.endswith("scale"):
-            return jnp.where(ones, 1, leaf)
-        if group == "output" and path.endswith("bias"):
-            return jax.random.uniform(own, leaf.shape, leaf.dtype, -bound, bound)
-        return leaf
 
-    leaves, structure = jax.tree.flatten(params)
-    groups = jax.tree.leaves(room.parameter_groups(params))
-    return structure.unflatten(map(begin, leaf_paths(params), groups, leaves))
+def _law(path: str, group: str) -> str:
+    if path.endswith("kernel"):
+        return "normal"
+    return "uniform" if path.endswith("scale") or group == "output" else "zeros"
 
 
 def train_one(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import _batchnorm_claims, _program
 from experiments import _batchnorm_population as population
@@ -59,6 +60,37 @@ def test_augmented_images_are_other_ones_at_every_step_and_the_labels_stay(key):
         images.append(np.asarray(moved))
     same = (images[0] == images[1]).all((1, 2, 3)).mean()
     assert same < 0.2  # 162 ways to move an image
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_networks_begin_by_the_authors_laws(scan, key):
+    """Kernels normal with variance 2 / inputs, scales uniform, the output's bias as torch's."""
+    module = models.ResNet(num_blocks=2, width=16, projection=True, scan=scan)
+    x = jnp.ones((1, 8, 8, 1))
+    draw = jax.jit(lambda key, ones: batchnorm.initial(module, x, key, ones))
+    params, plain = draw(key, False), draw(key, True)
+    shapes = jax.eval_shape(models.from_linen(module).init, key, x)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    kernels, scales = [], []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [entry.key for entry in path]
+        if names[-1] == "kernel":
+            inputs = np.prod(leaf.shape[1:-1] if leaf.ndim == 5 else leaf.shape[:-1])
+            kernels.append(np.ravel(leaf) / np.sqrt(2 / inputs))
+            assert stats.kstest(kernels[-1], "norm").pvalue > 1e-4
+        elif names[-1] == "scale":
+            scales.append(np.ravel(leaf))
+        elif names[0] == "Dense_0":
+            assert (np.abs(leaf) < 1 / 8).all()
+            assert np.abs(leaf).max() > 1 / 16
+        else:
+            assert not leaf.any()
+    scales = np.concatenate(scales)
+    assert stats.kstest(scales, "uniform").pvalue > 1e-3
+    every = np.concatenate([*kernels, scales])
+    assert len(np.unique(every)) > 0.99 * len(every)  # no number twice, but for rounding
+    assert all((leaf == 1).all() for leaf in batchnorm_only.gammas(plain).values())
+    np.testing.assert_array_equal(plain["Conv_0"]["kernel"], params["Conv_0"]["kernel"])
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from experiments import _batchnorm_training as batchnorm
@@ -73,8 +74,14 @@ def _masks(
     """The mask of each network, of the leaves of `groups`."""
     zeros = shapes_of(run, network, shared[0])
     chosen = room.trains(zeros, *groups)
-    draw = lambda key: training.partition(condition.mask(zeros, key), chosen)[0]  # noqa: E731
-    return jax.jit(jax.vmap(draw))(keys)
+
+    def draw(key: Any) -> Any:
+        return training.partition(condition.mask(zeros, key), chosen)[0]
+
+    if condition.drawn:
+        return jax.jit(jax.vmap(draw))(keys)
+    # The same for all networks: nothing to draw, nothing to compile.
+    return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (len(keys), *leaf.shape)), draw(None))
 
 
 def shapes_of(run: Run, network: Network, x: Any) -> Any:

@@ -68,7 +68,7 @@ class Condition(NamedTuple):
         if self.drawn:
             return room.random_parameter_mask(params, key, **self.drawn)
         chosen = room.trains(params, *self.groups)
-        return jax.tree.map(lambda leaf, yes: jnp.full_like(leaf, yes), params, chosen)
+        return jax.tree.map(lambda leaf, yes: np.full_like(leaf, yes), params, chosen)
 
 
 def conditions(per_channel: tuple[int, ...], num_batchnorm: int) -> list[Condition]:

@@ -75,15 +75,19 @@ def random_parameter_mask(
             "params must have leaves called 'kernel' of at least 2 axes beside the output layer's, "
             "got none."
         )
-    keys = jax.random.split(key, len(places))
     masks = [jnp.zeros_like(leaf) for leaf in leaves]
+    size = sum(leaves[place].size for place in places)
     if per_channel is not None:
         check_count("per_channel", per_channel)
-        for place, k in zip(places, keys, strict=True):
-            masks[place] = _of_channels(k, leaves[place], per_channel, channel_axis)
+        # One draw for all kernels: each draw of another shape would take a second to compile.
+        lots, start = jax.random.uniform(key, (size,)), 0
+        for place in places:
+            kernel = leaves[place]
+            own = lots[start : start + kernel.size].reshape(kernel.shape)
+            masks[place] = _of_channels(own, per_channel, channel_axis).astype(kernel.dtype)
+            start += kernel.size
     else:
         check_count("total", total)
-        size = sum(leaves[place].size for place in places)
         if total > size:
             raise ValueError(f"total must be at most the {size} entries of kernels, got {total}.")
         for place, mask in _of_all(key, {place: leaves[place] for place in places}, total).items():
@@ -91,14 +95,14 @@ def random_parameter_mask(
     return structure.unflatten(masks)
 
 
-def _of_channels(key: PRNGKey, kernel: Array, count: int, axis: int) -> Array:
-    if kernel.ndim == 5:
-        keys = jax.random.split(key, len(kernel))
-        return jax.vmap(lambda k, one: _of_channels(k, one, count, axis))(keys, kernel)
-    rows = jnp.moveaxis(kernel, axis, 0)
-    order = jax.random.uniform(key, (rows.shape[0], rows[0].size)).argsort(axis=1)
-    # The rank of a random number among those of its channel: a permutation each.
-    chosen = (order.argsort(axis=1) < count).astype(kernel.dtype)
+def _of_channels(lots: Array, count: int, axis: int) -> Array:
+    """1 at the `count` largest lots of each channel, equal ones in order; 0 elsewhere."""
+    if lots.ndim == 5:
+        return jax.vmap(lambda one: _of_channels(one, count, axis))(lots)
+    rows = jnp.moveaxis(lots, axis, 0)
+    flat = rows.reshape(len(rows), -1)
+    _, drawn = jax.lax.top_k(flat, min(count, flat.shape[1]))
+    chosen = jnp.zeros_like(flat).at[jnp.arange(len(flat))[:, None], drawn].set(1)
     return jnp.moveaxis(chosen.reshape(rows.shape), 0, axis)
 
 

@@ -18,6 +18,8 @@ from poster_jax import batchnorm_only
 from poster_jax.core import claims, models, training
 
 TFDS = pathlib.Path(__file__).parents[1] / "data" / "tfds"
+# Blocks one by one, and in a loop, where leaves are stacked.
+BOTH_FORMS = [pytest.param(False, marks=pytest.mark.slow), True]
 LAPTOP, PAPER = experiment.PRESETS["laptop"], experiment.PRESETS["paper"]
 
 
@@ -62,7 +64,7 @@ def test_augmented_images_are_other_ones_at_every_step_and_the_labels_stay(key):
     assert same < 0.2  # 162 ways to move an image
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", BOTH_FORMS)
 def test_networks_begin_by_the_authors_laws(scan, key):
     """Kernels normal with variance 2 / inputs, scales uniform, the output's bias as torch's."""
     module = models.ResNet(num_blocks=2, width=16, projection=True, scan=scan)
@@ -126,7 +128,7 @@ def test_layers_come_in_the_order_of_the_network(scan, key):
     assert sorted(found) == list(range(1 + sum(counts)))
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", BOTH_FORMS)
 def test_what_leaves_the_rectifiers_is_what_the_network_computes(scan, key):
     """Every layer once, none negative, and the last gives the logits."""
     module = models.ResNet(num_blocks=2, width=2, projection=True, scan=scan)

@@ -177,9 +177,10 @@ def features_of(
 
     def pruned(level: Any) -> tuple[Any, Any]:
         own = jax.random.fold_in(key, 2)
-        small = room.prune_features(params, threshold=level)
-        others = room.prune_features(params, own, threshold=level, at_random=True)
-        return right(small), right(others)
+        return (
+            room.prune_features(params, threshold=level),
+            room.prune_features(params, own, threshold=level, at_random=True),
+        )
 
     def active(p: Any) -> Any:
         """With the statistics of the test examples: there are no others before training."""
@@ -190,8 +191,14 @@ def features_of(
 
         return _joined(batching.mean_over_batch(fractions, test[0], **large)).mean()
 
+    def each(fn: Any, *stacks: Any) -> Any:
+        """`fn` of one network after another, compiled once."""
+        return jax.lax.map(fn, jax.tree.map(lambda *parts: jnp.concatenate(parts), *stacks))
+
+    small, others = each(right, *jax.vmap(pruned)(levels)).reshape(2, -1)
+    lone = (jax.tree.map(lambda leaf: leaf[None], tree) for tree in (before, params))
+    active_before, active_after = each(active, *lone)
     sparsity = room.batchnorm_sparsity(params, threshold=levels)
-    small, others = jax.lax.map(pruned, levels)
     dead = room.dead_features(
         lambda p, chunk: activations(module, {"params": p, **state}, chunk, train=False),
         params,
@@ -206,8 +213,8 @@ def features_of(
         "by layer": sparsity.per_layer[0],
         "pruned": small,
         "pruned at random": others,
-        "active before": active(before),
-        "active": active(params),
+        "active before": active_before,
+        "active": active_after,
         "dead": _joined(dead).mean(),
     }
 

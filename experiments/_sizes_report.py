@@ -152,9 +152,7 @@ def _training(run: _program.Run, results: Results, end: str) -> report.Section:
             "every look. Means over seeds.",
         ),
         report.picture(
-            report.line_panels(
-                norms, xlabel="step", ylabel="norm of the gradient", log_y=True
-            ),
+            report.line_panels(norms, xlabel="step", ylabel="norm of the gradient", log_y=True),
             name=f"gradient_norms{end}",
             alt="Norm of the gradient over training, one line for each image size, before and "
             "after smoothing.",

@@ -197,9 +197,7 @@ class Results(NamedTuple):
     def at_base(self, method: str) -> np.ndarray:
         """(seeds,), calibrated accuracy at the base size."""
         case = self.task.case
-        return self.accuracy[method]["calibrated"][
-            :, case.test_sizes.index(case.mixture.base_size)
-        ]
+        return self.accuracy[method]["calibrated"][:, case.test_sizes.index(case.mixture.base_size)]
 
     def pixels(self, method: str) -> np.ndarray:
         """(steps,), pixels processed after each step; the same for all seeds."""

@@ -150,9 +150,7 @@ def _shares_of_steps(total: int, regime: Sequence[SizeConfig]) -> list[int]:
     for steps in range(int(total / mean_batch), 0, -1):
         counts = [round(config.fraction * steps) for config in regime[:-1]]
         counts.append(steps - sum(counts))
-        parts = [
-            count * config.batch_size for count, config in zip(counts, regime, strict=True)
-        ]
+        parts = [count * config.batch_size for count, config in zip(counts, regime, strict=True)]
         if sum(parts) <= total and min(counts) >= 0:
             return parts
     return [0] * len(regime)

@@ -421,17 +421,17 @@ def _at_size(
 ) -> Callable[..., tuple[TrainState, Any]]:
     size, duplicates = config.size, config.duplicates
     spread = spread_batch(mesh, config.batch_size * duplicates)
+    view = None if augment is None else lambda key, image: augment(key, image, size)
 
     def at_size(state: TrainState, data: Batch, tables: Any, row: Any) -> tuple[TrainState, Any]:
         rows = tables[index][row]
         # Rows lie in range by construction: no clamping to compute.
         x, y = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), data)
-        if augment is None:
+        if view is None:
             x = resize_batch(x, size)
         else:
             key = jax.random.fold_in(_views_key(state.key), state.step)
-            one = lambda key, image: augment(key, image, size)  # noqa: E731
-            x, y = augment_duplicates(key, x, y, duplicates=duplicates, augment=one)
+            x, y = augment_duplicates(key, x, y, duplicates=duplicates, augment=view)
         try:
             return step(state, spread((x, y)))
         except (TypeError, ValueError) as error:  # a model may raise anything

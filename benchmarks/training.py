@@ -7,14 +7,18 @@ Both sides start from the same weights and see the same batches and run the same
 column "same_events" (share of all epochs in which both controllers did the same) should be near 1:
 rounding decides near-ties, and where a training is chaotic the two then part. The other rows time
 the controller itself: AALR against `core.training.fit` for the same number of steps, goal 1/1.03.
-Medians of repeats in turn; compilation apart. About two minutes on two cores.
+Medians of repeats in turn; compilation apart. About three minutes on two cores.
+
+The last rows (`_training_sizes`) are training at several image sizes.
 """
 
 import itertools
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ from jax.sharding import Mesh
 from sklearn.datasets import load_digits
 
 from benchmarks._harness import Peer, in_turn, row, timed, write_rows
+from benchmarks._training_sizes import sizes_rows
 from poster_jax.core.devices import data_mesh
 from poster_jax.core.training import epoch_order, fit, map_population
 from poster_jax.learning_rate import fit_aalr
@@ -198,6 +203,9 @@ def main(_: Any) -> None:
     calm = jnp.full(len(keys), 0.05)
     rows.append(overhead(mesh, f"{len(keys)} networks", 60, keys, calm))
     rows.append(overhead(data_mesh(1), "one network", 60, keys[:1], calm[:1]))
+    # In a process of its own: there all cores are one device.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
+        rows += other.submit(sizes_rows, _PEERS.value, _REPEATS.value).result()
     write_rows(rows, [], _JSON.value)
 
 

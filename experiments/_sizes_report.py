@@ -227,6 +227,7 @@ def _norm_panel(results: Results, method: str, kind: str, title: str) -> report.
     lines = {
         f"{config.size} pixels": _binned(np.flatnonzero(order == index), values[order == index])
         for index, config in sorted(enumerate(regime), key=lambda pair: pair[1].size)
+        if (order == index).any()  # some may be missing from a few steps
     }
     return report.LinePanel(title, lines)
 

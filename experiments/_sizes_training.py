@@ -119,12 +119,18 @@ def prepare(run: Run, case: Case) -> tuple[Task, Examples]:
     return task, Examples((x, y), test, views.reshape(*size, *x.shape[1:]), order)
 
 
-def train_one(task: Task, method: str, examples: Examples, key: Any, decay: Any) -> dict[str, Any]:
+def init_one(task: Task, x: Any, key: Any) -> tuple[Any, Any]:
+    """Weights and BatchNorm's statistics of one network, before training."""
+    network = build(task.case, task.num_classes)
+    return network.init(key, x), network.init_state(key, x)
+
+
+def train_one(
+    task: Task, method: str, examples: Examples, begin: Any, key: Any, decay: Any
+) -> dict[str, Any]:
     """One network, trained: losses, sizes and gradient norms of all steps, weights at the looks."""
     network, regime = build(task.case, task.num_classes), task.regime(method)
-    init_key, run_key = jax.random.split(key)
-    first = examples.train[0][:2]
-    params, state = network.init(init_key, first), network.init_state(init_key, first)
+    params, state = begin
     optimizer = optimiser(task.case, task.num_steps(method), decay)
     steps = task.segment_steps(method)
 
@@ -146,7 +152,7 @@ def train_one(task: Task, method: str, examples: Examples, key: Any, decay: Any)
         seen = {"loss": run.losses, "size": run.sizes, **run.metrics._asdict()}
         return run.state, (seen, (run.state.params, run.state.model_state))
 
-    start = training.init_state(params, run_key, optimizer=optimizer, model_state=state)
+    start = training.init_state(params, key, optimizer=optimizer, model_state=state)
     starts = steps * jnp.arange(task.settings.num_looks)
     _, (seen, looks) = jax.lax.scan(segment, start, starts)
     # Segments follow one another.
@@ -215,24 +221,22 @@ def measure(run: Run, case: Case, update: Callable[[str], None]) -> tuple[Result
     seeds = jnp.arange(run.settings.num_seeds)
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(run.key, 1)))(seeds)
     name = f"{case.dataset}_{case.network}".replace(":", "_").replace(" ", "_")
-    trained = {}
-    for method in (FIXED, COPIES):
-        update(f"{case.dataset}, {method}")
-        decay = jnp.full(len(keys), 0.0 if method == FIXED else SMOOTHING)
-        stage = f"train_{name}_{'fixed' if method == FIXED else 'copies'}"
-        trained[method] = run.population(
-            stage, partial(train_one, task, method), examples, keys, decay
-        )
-    # With and without smoothing are one program.
+    update(f"{case.dataset}, {FIXED}")
+    begin = run.population(f"init_{name}", partial(init_one, task), examples.train[0][:2], keys)
+
+    def train(method: str, *decays: float) -> Any:
+        """All seeds with each weight of the past in smoothing, one program."""
+        repeat = lambda a: jnp.concatenate([a] * len(decays))  # noqa: E731
+        members = jax.tree.map(repeat, (begin, keys))
+        decay = jnp.repeat(jnp.array(decays), len(keys))
+        stage = f"train_{name}_{method.replace('+', '')}"
+        return run.population(stage, partial(train_one, task, method), examples, *members, decay)
+
+    trained = {FIXED: train(FIXED, 0.0)}
+    update(f"{case.dataset}, {COPIES}")
+    trained[COPIES] = train(COPIES, SMOOTHING)
     update(f"{case.dataset}, {BATCH}")
-    decay = jnp.repeat(jnp.array([SMOOTHING, 0.0]), len(keys))
-    both = run.population(
-        f"train_{name}_batch",
-        partial(train_one, task, BATCH),
-        examples,
-        jnp.concatenate([keys, keys]),
-        decay,
-    )
+    both = train(BATCH, SMOOTHING, 0.0)
     cut = len(keys)
     trained[BATCH] = jax.tree.map(lambda a: a[:cut], both)
     trained[ROUGH] = jax.tree.map(lambda a: a[cut:], both)

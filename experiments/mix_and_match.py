@@ -76,7 +76,11 @@ def _paper(dataset: str) -> Case:
 
 PRESETS = {
     "smoke": Settings(
-        cases=(DIGITS._replace(steps=20, test_sizes=(8, 12, 16)),),
+        cases=(
+            DIGITS._replace(
+                mixture=SizeMixture((16, 8), (0.5, 0.5), 16, 64), test_sizes=(8, 16), steps=20
+            ),
+        ),
         num_seeds=2,
         num_looks=2,
         calibration_batches=2,

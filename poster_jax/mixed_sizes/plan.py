@@ -113,8 +113,13 @@ def epoch_plan(
     """
     check_key("key", key)
     steps = epoch_steps(num_examples, regime, sampling=sampling, passes=passes)
-    permutations = [epoch_order(key, epoch * passes + p, num_examples) for p in range(passes)]
-    shuffled = jnp.concatenate(permutations)
+    # One sort of all passes: each compiles by itself otherwise.
+    order_of = lambda epoch: epoch_order(key, epoch, num_examples)  # noqa: E731
+    shuffled = (
+        jax.vmap(order_of)(epoch * passes + jnp.arange(passes)).ravel()
+        if passes > 1
+        else order_of(epoch)
+    )
     tables, start = [], 0
     parts = _parts(num_examples, regime, sampling, passes)
     for part, count, config in zip(parts, steps, regime, strict=True):

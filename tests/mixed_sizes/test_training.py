@@ -10,10 +10,11 @@ import optax
 import pytest
 from flax import linen as nn
 
+from poster_jax.core.cost import count_flops
 from poster_jax.core.losses import softmax_cross_entropy
 from poster_jax.core.models import from_linen
 from poster_jax.core.recalibration import recalibrate
-from poster_jax.core.training import fit, init_state, map_population, model_loss
+from poster_jax.core.training import fit, init_state, model_loss
 from poster_jax.mixed_sizes import (
     continue_mixed,
     epoch_plan,
@@ -111,7 +112,7 @@ def test_each_step_is_the_plain_step_on_the_planned_batch():
 def test_a_population_is_its_members_and_two_halves_are_the_whole():
     keys = jax.random.split(jax.random.key(3))
     fit_one = partial(_fit, regime=PAIR, size_key=KEY, augment=_flip)
-    together = jax.jit(partial(map_population, fit_one, group_size=1))(keys)
+    together = jax.jit(jax.vmap(fit_one))(keys)
 
     @jax.jit
     def apart(key):
@@ -135,6 +136,15 @@ def test_a_population_is_its_members_and_two_halves_are_the_whole():
     np.testing.assert_array_equal(together.sizes, jnp.tile(whole.sizes, (2, 1)))
     np.testing.assert_allclose(together.losses[1], whole.losses, rtol=1e-4)
     assert np.ptp(np.asarray(together.losses[:, 0])) > 0
+
+
+def test_a_shared_order_of_sizes_lets_a_population_compute_one_size_a_step():
+    keys = jax.random.split(KEY)
+    costs = [
+        count_flops(jax.vmap(partial(_fit, regime=PAIR, augment=_flip, **options)), keys)
+        for options in ({"size_key": KEY}, {})
+    ]
+    assert 1.8 < costs[1] / costs[0] < 2.2  # of two sizes as dear as each other
 
 
 def test_training_compiles_once_and_resumes_to_the_same_bits(tmp_path, caplog):

@@ -84,8 +84,16 @@ def test_one_size_is_plain_training_to_the_bit():
     _same(plain.state.model_state, mixed.state.model_state)
 
 
-def test_each_step_is_the_plain_step_on_the_planned_batch():
-    run = jax.jit(_fit)(KEY)
+def test_each_step_is_the_plain_step_on_the_planned_batch_and_norms_are_kept():
+    every = range(1, STEPS + 1)
+    norms = lambda state: gradient_norms(state.opt_state)  # noqa: E731
+    run = jax.jit(lambda key: _fit(key, metrics_fn=norms, metrics_steps=every))(KEY)
+    raw, smoothed = (np.asarray(values) for values in run.metrics)
+    expected = [raw[0]]
+    for norm in raw[1:]:
+        expected.append(0.9 * expected[-1] + 0.1 * norm)
+    np.testing.assert_allclose(smoothed, expected, rtol=1e-5)
+    assert (bool(run.diverged), int(run.diverged_at)) == (False, -1)
     key = jax.random.fold_in(KEY, 2**32 - 1)  # of the order, as in core.training
     plan = jax.jit(lambda: epoch_plan(key, EXAMPLES, REGIME))()
     np.testing.assert_array_equal(run.sizes, plan.size_index[:STEPS])
@@ -144,7 +152,7 @@ def test_a_shared_order_of_sizes_lets_a_population_compute_one_size_a_step():
         count_flops(jax.vmap(partial(_fit, regime=PAIR, augment=_flip, **options)), keys)
         for options in ({"size_key": KEY}, {})
     ]
-    assert 1.8 < costs[1] / costs[0] < 2.2  # of two sizes as dear as each other
+    assert costs[1] > 1.9 * costs[0]  # of two sizes as dear as each other, and the choice
 
 
 def test_training_compiles_once_and_resumes_to_the_same_bits(tmp_path, caplog):
@@ -156,7 +164,7 @@ def test_training_compiles_once_and_resumes_to_the_same_bits(tmp_path, caplog):
             params,
             DATA,
             KEY,
-            regime=REGIME,
+            regime=PAIR,
             optimizer=OPTIMIZER,
             num_steps=STEPS,
             chunk_steps=3,
@@ -169,7 +177,7 @@ def test_training_compiles_once_and_resumes_to_the_same_bits(tmp_path, caplog):
     with caplog.at_level(logging.DEBUG), jax.log_compiles():
         whole = train(tmp_path)
     compiled = [r.getMessage() for r in caplog.records if "XLA compilation" in r.getMessage()]
-    assert sum("chunk" in message for message in compiled) == 1  # of four chunks, three sizes
+    assert sum("chunk" in message for message in compiled) == 1  # of four chunks, two sizes
     (tmp_path / "checkpoints" / "12").rename(tmp_path / "lost")  # killed before the last chunk
     again = train(tmp_path)
     _same(whole.state.params, again.state.params)
@@ -181,30 +189,13 @@ def test_training_compiles_once_and_resumes_to_the_same_bits(tmp_path, caplog):
             params,
             DATA,
             KEY,
-            regime=REGIME[:2],
+            regime=PAIR[::-1],
             optimizer=OPTIMIZER,
             num_steps=STEPS,
             chunk_steps=3,
             model_state=state,
             workdir=tmp_path,
         )
-
-
-def test_sizes_are_seen_in_turn_at_every_epoch_and_norms_are_kept():
-    run = jax.jit(
-        lambda key: _fit(
-            key,
-            metrics_fn=lambda state: gradient_norms(state.opt_state),
-            metrics_steps=range(1, STEPS + 1),
-        )
-    )(KEY)
-    raw, smoothed = np.asarray(run.metrics.raw), np.asarray(run.metrics.smoothed)
-    expected = [raw[0]]
-    for norm in raw[1:]:
-        expected.append(0.9 * expected[-1] + 0.1 * norm)
-    np.testing.assert_allclose(smoothed, expected, rtol=1e-5)
-    assert not bool(run.diverged)
-    assert len(np.unique(run.sizes)) == len(REGIME)
 
 
 def test_steps_of_all_sizes_cost_about_as_much():

@@ -189,17 +189,21 @@ def _training(run: _program.Run, results: Results, end: str) -> report.Section:
 
 def _images(results: Results, examples: Examples, end: str) -> report.Section:
     case = results.task.case
-    image, view = examples.train[0][0], view_of(case)
-    sides = sorted(case.mixture.sizes)
-    keys = jax.random.split(jax.random.key(0), 3)
-    rows = {"resized": [resize_batch(image[None], side)[0] for side in sides]}
-    for number, key in enumerate(keys):
-        rows[f"view {number + 1}"] = [view(key, image, side) for side in sides]
+    image, sides = examples.train[0][0], sorted(case.mixture.sizes)
+
+    @jax.jit
+    def draw(image: Any, keys: Any) -> dict[str, list[Any]]:
+        view, rows = view_of(case), {"resized": [resize_batch(image[None], s)[0] for s in sides]}
+        for number in range(3):
+            rows[f"view {number + 1}"] = [view(keys[number], image, side) for side in sides]
+        return rows
+
+    rows = draw(image, jax.random.split(jax.random.key(0), 3))
     low, high = float(jnp.min(image)), float(jnp.max(image))
     with style.context(report.STYLE):
         figure = report.new_figure(1.4 * len(sides) + 0.6, 1.4 * len(rows) + 0.3)
         grid = figure.subplots(len(rows), len(sides), squeeze=False)
-        for axes_row, (name, images) in zip(grid, rows.items(), strict=True):
+        for axes_row, (name, images) in zip(grid, sorted(rows.items()), strict=True):
             for axes, side, shown in zip(axes_row, sides, images, strict=True):
                 pixels = np.clip((np.asarray(shown) - low) / (high - low), 0, 1)
                 grey = pixels.shape[-1] == 1

@@ -112,11 +112,17 @@ def prepare(run: Run, case: Case) -> tuple[Task, Examples]:
             task.epoch(method)
     except ValueError as error:
         raise RefusedError(f"{case.dataset}: {error}") from error
-    order, rows_key, view_key = jax.random.split(jax.random.fold_in(run.key, 2**31), 3)
     size = (chosen.calibration_batches, chosen.calibration_size)
-    rows = jax.random.randint(rows_key, (size[0] * size[1],), 0, len(y))
-    views = jax.vmap(partial(move, case))(jax.random.split(view_key, len(rows)), x[rows])
-    return task, Examples((x, y), test, views.reshape(*size, *x.shape[1:]), order)
+
+    @jax.jit
+    def draw(key: Any, x: Any) -> tuple[Any, Any]:
+        order, rows_key, view_key = jax.random.split(key, 3)
+        rows = jax.random.randint(rows_key, (size[0] * size[1],), 0, len(x))
+        views = jax.vmap(partial(move, case))(jax.random.split(view_key, len(rows)), x[rows])
+        return order, views.reshape(*size, *x.shape[1:])
+
+    order, views = draw(jax.random.fold_in(run.key, 2**31), x)
+    return task, Examples((x, y), test, views, order)
 
 
 def init_one(task: Task, x: Any, key: Any) -> tuple[Any, Any]:

@@ -84,13 +84,14 @@ def build(case: Case, num_classes: int) -> models.Model:
 
 def move(case: Case, key: Any, image: Any) -> Any:
     """A stored image moved by some pixels, and perhaps mirrored: a view before it is resized."""
-    place_key, flip_key = jax.random.split(key)
     pad = [(case.padding, case.padding)] * 2 + [(0, 0)]
-    at = jax.random.randint(place_key, (2,), 0, 2 * case.padding + 1)
+    # One draw for all: each compiles for a second.
+    *places, coin = jax.random.uniform(key, (3,))
+    at = [jnp.floor(place * (2 * case.padding + 1)).astype(int) for place in places]
     moved = jax.lax.dynamic_slice(jnp.pad(image, pad, case.pad_mode), (*at, 0), image.shape)
     if not case.flip:
         return moved
-    return jnp.where(jax.random.bernoulli(flip_key), moved[:, ::-1], moved)
+    return jnp.where(coin < 0.5, moved[:, ::-1], moved)
 
 
 def view_of(case: Case) -> Callable[[Any, Any, int], Any]:

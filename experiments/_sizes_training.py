@@ -228,15 +228,20 @@ def measure(run: Run, case: Case, update: Callable[[str], None]) -> tuple[Result
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(run.key, 1)))(seeds)
     name = f"{case.dataset}_{case.network}".replace(":", "_").replace(" ", "_")
     update(f"{case.dataset}, {FIXED}")
-    begin = run.population(f"init_{name}", partial(init_one, task), examples.train[0][:2], keys)
+
+    def stage(name: str, fn: Callable[..., Any], *args: Any) -> Any:
+        """As `Run.population`, on the host: what was read from disk lies on one device."""
+        return jax.tree.map(np.asarray, run.population(name, fn, *args))
+
+    begin = stage(f"init_{name}", partial(init_one, task), examples.train[0][:2], keys)
 
     def train(method: str, *decays: float) -> Any:
         """All seeds with each weight of the past in smoothing, one program."""
         repeat = lambda a: jnp.concatenate([a] * len(decays))  # noqa: E731
         members = jax.tree.map(repeat, (begin, keys))
         decay = jnp.repeat(jnp.array(decays), len(keys))
-        stage = f"train_{name}_{method.replace('+', '')}"
-        return run.population(stage, partial(train_one, task, method), examples, *members, decay)
+        place = f"train_{name}_{method.replace('+', '')}"
+        return stage(place, partial(train_one, task, method), examples, *members, decay)
 
     trained = {FIXED: train(FIXED, 0.0)}
     update(f"{case.dataset}, {COPIES}")
@@ -248,15 +253,15 @@ def measure(run: Run, case: Case, update: Callable[[str], None]) -> tuple[Result
     trained[ROUGH] = jax.tree.map(lambda a: a[cut:], both)
     update(f"{case.dataset}, tests")
     looks = jax.tree.map(
-        lambda *parts: jnp.concatenate(parts), *(trained[method]["looks"] for method in METHODS)
+        lambda *parts: np.concatenate(parts), *(trained[method]["looks"] for method in METHODS)
     )
-    tested = run.population(f"test_{name}", partial(test_one, task), examples, looks)
-    split = lambda leaf: np.split(np.asarray(leaf), len(METHODS))  # noqa: E731
+    tested = stage(f"test_{name}", partial(test_one, task), examples, looks)
+    split = lambda leaf: np.split(leaf, len(METHODS))  # noqa: E731
     accuracy = {
         method: {kind: split(values)[index] for kind, values in tested.items()}
         for index, method in enumerate(METHODS)
     }
-    seen = {method: jax.tree.map(np.asarray, trained[method]["seen"]) for method in METHODS}
+    seen = {method: trained[method]["seen"] for method in METHODS}
     return Results(task, seen, accuracy, _flops(task, examples)), examples
 
 

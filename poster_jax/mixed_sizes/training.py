@@ -208,18 +208,25 @@ def continue_mixed(
         passes=passes,
     )
 
+    clocks = (state.step if start is None else start) + jnp.arange(num_steps, dtype=jnp.int32)
+
     def body(carry: Any, now: Any) -> Any:
         state, plan, table = carry
         clock, written = now
         place = clock % per_epoch
+        # Drawn in one place, also for the first step: sorting is slow to compile.
+        due = (place == 0) | (clock == clocks[0])
         renew = lambda epoch: draw(epoch=epoch)  # noqa: E731
-        plan = jax.lax.cond(place == 0, renew, lambda _: plan, clock // per_epoch)
-        size = plan.size_index[place]
-        state, loss = jax.lax.switch(size, branches, state, data, plan.tables, plan.row[place])
+        plan = jax.lax.cond(due, renew, lambda _: plan, clock // per_epoch)
+        size, row = plan.size_index[place], plan.row[place]
+        view_key = jax.random.fold_in(views, clock)
+        state, loss = jax.lax.switch(size, branches, state, data, plan.tables, row, view_key)
         return (state, plan, recorder.write(table, written, state)), (loss, size)
 
-    clocks = (state.step if start is None else start) + jnp.arange(num_steps, dtype=jnp.int32)
-    carry = (state, draw(epoch=clocks[0] // per_epoch), recorder.table(state))
+    # Steps fold in 0, 1, 2, ..., and the order of examples 2^32 - 1.
+    views = jax.random.fold_in(state.key, 2**32 - 2)
+    blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(draw))
+    carry = (state, blank, recorder.table(state))
     (state, _, table), (losses, sizes) = jax.lax.scan(
         body, carry, (clocks, jnp.asarray(recorder.rows))
     )
@@ -390,7 +397,7 @@ def step_flops(
     row = jax.ShapeDtypeStruct((), jnp.int32)
     tables = tuple(jax.ShapeDtypeStruct((1, c.batch_size), jnp.int32) for c in regime)
     branches = _branches(loss_fn, optimizer, state, data, regime, augment, None)
-    return tuple(count_flops(branch, state, data, tables, row) for branch in branches)
+    return tuple(count_flops(branch, state, data, tables, row, state.key) for branch in branches)
 
 
 def _branches(
@@ -402,7 +409,7 @@ def _branches(
     augment: Augment | None,
     mesh: Mesh | None,
 ) -> list[Callable[..., tuple[TrainState, Any]]]:
-    """The step of each size, `step(state, data, tables, row) -> (state, loss)`."""
+    """The step of each size, `step(state, data, tables, row, view_key) -> (state, loss)`."""
     check_optimizer(optimizer)
     check_key("state.key", state.key)
     if augment is not None:
@@ -423,15 +430,16 @@ def _at_size(
     spread = spread_batch(mesh, config.batch_size * duplicates)
     view = None if augment is None else lambda key, image: augment(key, image, size)
 
-    def at_size(state: TrainState, data: Batch, tables: Any, row: Any) -> tuple[TrainState, Any]:
+    def at_size(
+        state: TrainState, data: Batch, tables: Any, row: Any, view_key: PRNGKey
+    ) -> tuple[TrainState, Any]:
         rows = tables[index][row]
         # Rows lie in range by construction: no clamping to compute.
         x, y = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), data)
         if view is None:
             x = resize_batch(x, size)
         else:
-            key = jax.random.fold_in(_views_key(state.key), state.step)
-            x, y = augment_duplicates(key, x, y, duplicates=duplicates, augment=view)
+            x, y = augment_duplicates(view_key, x, y, duplicates=duplicates, augment=view)
         try:
             return step(state, spread((x, y)))
         except (TypeError, ValueError) as error:  # a model may raise anything
@@ -442,8 +450,3 @@ def _at_size(
             ) from error
 
     return at_size
-
-
-def _views_key(key: PRNGKey) -> PRNGKey:
-    """The key of the views; steps fold in 0, 1, 2, ..., and the order of examples 2^32 - 1."""
-    return jax.random.fold_in(key, 2**32 - 2)

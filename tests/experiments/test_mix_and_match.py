@@ -167,7 +167,8 @@ def test_too_few_examples_for_a_batch_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_smoke_writes_all_its_files_and_a_second_run_reads_them(tmp_path):
+def test_smoke_writes_all_its_files_and_a_second_run_reads_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(_program.Run, "mesh", None)  # two networks would fill all devices
     found = _execute(tmp_path)
     written = claims.load_claims(tmp_path / "claims.json")
     assert [claim.name for claim in written] == _names("digits")
@@ -190,6 +191,7 @@ def test_smoke_writes_all_its_files_and_a_second_run_reads_them(tmp_path):
 @pytest.mark.slow
 def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
+    monkeypatch.setattr(_program.Run, "mesh", None)
     tiny = (
         experiment.PRESETS["paper"]
         .cases[0]

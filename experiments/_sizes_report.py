@@ -90,7 +90,6 @@ def _sizes(run: _program.Run, results: Results, end: str) -> report.Section:
                 costs,
                 xlabel="floating point operations of one image, millions",
                 ylabel="test accuracy",
-                log_x=True,
                 guides={f"fixed at {base}": float(results.at_base(FIXED).mean())},
             ),
             name=f"accuracy_by_flops{end}",

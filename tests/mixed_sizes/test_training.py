@@ -11,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 from poster_jax.core.cost import count_flops
+from poster_jax.core.devices import data_mesh
 from poster_jax.core.losses import softmax_cross_entropy
 from poster_jax.core.models import from_linen
 from poster_jax.core.recalibration import recalibrate
@@ -237,6 +238,17 @@ def test_a_fixed_networks_statistics_are_those_that_calibration_finds():
     for ours, theirs in zip(running, fresh, strict=True):  # 0.9^150 = 1e-7 of the start is left
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
     assert max(float(jnp.abs(a - b).max()) for a, b in zip(fresh, larger, strict=True)) > 0.05
+
+
+@pytest.mark.slow
+def test_batches_spread_over_devices_train_the_same_network():
+    mesh = data_mesh(4)
+    regime = size_regime((8, 4), (0.5, 0.5), base_size=8, base_batch=8)
+    fit_one = partial(_fit, regime=regime, augment=_flip, num_steps=4, passes=2)
+    alone, spread = jax.jit(fit_one)(KEY), jax.jit(partial(fit_one, mesh=mesh))(KEY)
+    np.testing.assert_allclose(spread.losses, alone.losses, rtol=1e-5)
+    with pytest.raises(ValueError, match="multiple of the 4 devices"):
+        _fit(KEY, regime=size_regime((8,), (1.0,), base_size=8, base_batch=6), mesh=mesh)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,25 @@ def build(case: Case, num_classes: int) -> models.Model:
     return models.from_linen(module)
 
 
+def first_weights(case: Case, params: Any) -> Any:
+    """Weights as drawn by `build`, made those of the authors' code.
+
+    The last scale of each block of a ResNet is 0; its dense layer has standard deviation 0.01.
+    """
+    if case.network != "ResNet":
+        return params  # of this project
+
+    def change(path: Any, leaf: Any) -> Any:
+        *_, layer, kind = (entry.key for entry in path)
+        if (layer, kind) == ("BatchNorm_1", "scale"):  # the second of a block
+            return jnp.zeros_like(leaf)
+        if (layer, kind) == ("Dense_0", "kernel"):  # FAN_OUT drew it with variance 2 / outputs
+            return leaf * 0.01 / (2 / leaf.shape[-1]) ** 0.5
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(change, params)
+
+
 def move(case: Case, key: Any, image: Any) -> Any:
     """A stored image moved by some pixels, and perhaps mirrored: a view before it is resized."""
     pad = [(case.padding, case.padding)] * 2 + [(0, 0)]

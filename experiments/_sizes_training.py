@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._program import RefusedError, Run
-from experiments._sizes_networks import Case, build, move, optimiser, view_of
+from experiments._sizes_networks import Case, build, first_weights, move, optimiser, view_of
 from poster_jax.core import losses, training
 from poster_jax.core.cost import count_flops
 from poster_jax.mixed_sizes import (
@@ -128,7 +128,7 @@ def prepare(run: Run, case: Case) -> tuple[Task, Examples]:
 def init_one(task: Task, x: Any, key: Any) -> tuple[Any, Any]:
     """Weights and BatchNorm's statistics of one network, before training."""
     network = build(task.case, task.num_classes)
-    return network.init(key, x), network.init_state(key, x)
+    return first_weights(task.case, network.init(key, x)), network.init_state(key, x)
 
 
 def train_one(

@@ -81,6 +81,18 @@ def test_a_view_is_a_window_of_the_padded_image_at_the_size(key):
     assert sized.shape == (12, 12, 1)
 
 
+def test_residual_blocks_start_as_their_shortcuts():
+    case = experiment.PRESETS["paper"].cases[0]
+    net, x = networks.build(case, 10), jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    drawn = jax.tree.map(lambda a: np.ones(a.shape), jax.eval_shape(net.init, jax.random.key(0), x))
+    first = networks.first_weights(case, drawn)
+    zeros = [leaf.size for leaf in jax.tree.leaves(first) if not np.any(leaf)]
+    assert sum(zeros) == 7 * (16 + 32 + 64)  # a scale a channel of 7 blocks a stage
+    # Drawn with variance 2 / 10.
+    np.testing.assert_allclose(first["Dense_0"]["kernel"], 0.01 / np.sqrt(0.2), rtol=1e-6)
+    np.testing.assert_array_equal(first["BatchNorm_0"]["scale"], 1)
+
+
 def test_weight_decay_is_of_kernels_and_comes_after_smoothing():
     case = experiment.DIGITS._replace(rate=0.5, weight_decay=1e3)
     params = {"layer": {"kernel": jnp.array([3.0]), "scale": jnp.array([2.0])}}

@@ -108,8 +108,8 @@ def _sizes(run: _program.Run, results: Results, end: str) -> report.Section:
     ]
     text = (
         f"{case.dataset}: networks were tested on all {len(sizes)} sizes. Images are resized "
-        "bilinearly from what is stored: dips at sizes that are no multiple of it come from "
-        "resampling."
+        "bilinearly from what is stored; at sizes that are no multiple of it that alone loses "
+        "something."
     )
     return report.Section(f"Accuracy by size, {case.dataset}", text, numbers, pictures)
 

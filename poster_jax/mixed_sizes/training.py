@@ -15,23 +15,19 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from poster_jax.core.checks import check_batch, check_callable, check_count, check_key
+from poster_jax.core.checks import check_batch, check_callable, check_count
 from poster_jax.core.cost import count_flops
 from poster_jax.core.devices import replicate
 from poster_jax.core.training import StatefulLoss, Trained, TrainState, init_state, run_chunks
 from poster_jax.core.training.batches import order_key
 from poster_jax.core.training.identity import digest_arrays, digest_program
 from poster_jax.core.training.record import Recorder
-from poster_jax.core.training.state import check_optimizer
-from poster_jax.core.training.step import make_step, spread_batch
 from poster_jax.core.typing import Array, Batch, Bool, Float, Int, LossFn, Params, PRNGKey
-from poster_jax.mixed_sizes.images import augment_duplicates, resize_batch
+from poster_jax.mixed_sizes._steps import Augment, size_steps
 from poster_jax.mixed_sizes.plan import epoch_plan, epoch_steps
 from poster_jax.mixed_sizes.regime import SizeConfig
 
 __all__ = ["MixedFit", "continue_mixed", "fit_mixed", "step_flops", "train_mixed"]
-
-Augment = Callable[[PRNGKey, Any, int], Any]
 
 
 class MixedFit(NamedTuple):
@@ -197,7 +193,7 @@ def continue_mixed(
     num_examples = check_batch(data, "data")
     data = jax.tree.map(jnp.asarray, data)
     per_epoch = sum(epoch_steps(num_examples, regime, sampling=sampling, passes=passes))
-    branches = _branches(loss_fn, optimizer, state, data, regime, augment, mesh)
+    branches = size_steps(loss_fn, optimizer, state, data, regime, augment, mesh)
     draw = partial(
         epoch_plan,
         order_key(state.key) if batch_key is None else batch_key,
@@ -396,57 +392,5 @@ def step_flops(
     """
     row = jax.ShapeDtypeStruct((), jnp.int32)
     tables = tuple(jax.ShapeDtypeStruct((1, c.batch_size), jnp.int32) for c in regime)
-    branches = _branches(loss_fn, optimizer, state, data, regime, augment, None)
+    branches = size_steps(loss_fn, optimizer, state, data, regime, augment, None)
     return tuple(count_flops(branch, state, data, tables, row, state.key) for branch in branches)
-
-
-def _branches(
-    loss_fn: LossFn | StatefulLoss,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    data: Batch,
-    regime: Sequence[SizeConfig],
-    augment: Augment | None,
-    mesh: Mesh | None,
-) -> list[Callable[..., tuple[TrainState, Any]]]:
-    """The step of each size, `step(state, data, tables, row, view_key) -> (state, loss)`."""
-    check_optimizer(optimizer)
-    check_key("state.key", state.key)
-    if augment is not None:
-        check_callable("augment", augment)
-    elif any(config.duplicates > 1 for config in regime):
-        raise ValueError(
-            "augment must be given where the regime repeats examples: equal copies of an image "
-            "teach nothing, got None."
-        )
-    step = make_step(loss_fn, optimizer)
-    return [_at_size(step, index, config, augment, mesh) for index, config in enumerate(regime)]
-
-
-def _at_size(
-    step: Any, index: int, config: SizeConfig, augment: Augment | None, mesh: Mesh | None
-) -> Callable[..., tuple[TrainState, Any]]:
-    size, duplicates = config.size, config.duplicates
-    spread = spread_batch(mesh, config.batch_size * duplicates)
-    view = None if augment is None else lambda key, image: augment(key, image, size)
-
-    def at_size(
-        state: TrainState, data: Batch, tables: Any, row: Any, view_key: PRNGKey
-    ) -> tuple[TrainState, Any]:
-        rows = tables[index][row]
-        # Rows lie in range by construction: no clamping to compute.
-        x, y = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), data)
-        if view is None:
-            x = resize_batch(x, size)
-        else:
-            x, y = augment_duplicates(view_key, x, y, duplicates=duplicates, augment=view)
-        try:
-            return step(state, spread((x, y)))
-        except (TypeError, ValueError) as error:  # a model may raise anything
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(
-                f"loss_fn could not be evaluated on a batch of {x.shape[0]} images of {size} x "
-                f"{size} pixels: {first} (A network for several sizes ends in global pooling.)"
-            ) from error
-
-    return at_size

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from poster_jax.core.checks import check_fraction, check_positive
+from poster_jax.core.typing import Scalar
 
 __all__ = ["GradientNorms", "SmoothingState", "gradient_norms", "smooth_gradients"]
 
@@ -32,7 +33,9 @@ class GradientNorms(NamedTuple):
     smoothed: Any
 
 
-def smooth_gradients(*, decay: float = 0.9, eps: float = 1e-6) -> optax.GradientTransformation:
+def smooth_gradients(
+    *, decay: Scalar | float = 0.9, eps: float = 1e-6
+) -> optax.GradientTransformation:
     """Scales each gradient to a running average of the gradients' norms.
 
     The first gradient passes as it is; after that m <- decay m + (1 - decay) ||g|| and

@@ -8,14 +8,16 @@ column "same_events" (share of all epochs in which both controllers did the same
 rounding decides near-ties, and where a training is chaotic the two then part. The other rows time
 the controller itself: AALR against `core.training.fit` for the same number of steps, goal 1/1.03.
 The parts `_training_*.py` add the rows of the rooms beside `learning_rate`. Medians of repeats in
-turn; compilation apart. About four minutes on two cores.
+turn; compilation apart. About five minutes on two cores.
 """
 
 import itertools
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 from sklearn.datasets import load_digits
 
-from benchmarks import _training_batchnorm, _training_diversity
+from benchmarks import _training_batchnorm, _training_diversity, _training_sizes
 from benchmarks._harness import Peer, in_turn, row, timed, write_rows
 from poster_jax.core.devices import data_mesh
 from poster_jax.core.training import epoch_order, fit, map_population
@@ -202,6 +204,9 @@ def main(_: Any) -> None:
     rows.append(overhead(data_mesh(1), "one network", 60, keys[:1], calm[:1]))
     rows += _training_batchnorm.rows(_REPEATS.value)
     rows += _training_diversity.rows(_REPEATS.value, _PEERS.value)
+    # In a process of its own: there all cores are one device.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
+        rows += other.submit(_training_sizes.rows, _REPEATS.value, _PEERS.value).result()
     write_rows(rows, [], _JSON.value)
 
 

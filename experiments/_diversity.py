@@ -20,6 +20,7 @@ TIED = MODES[:2]
 """Those under which copies stay copies; claims are about the first, the authors' own start."""
 ENDS = {"inputs": "Dense_0", "outputs": "Dense_1"}
 NUM_PROBES = 64
+THRESHOLD = 0.01  # of the diversity q, above which the symmetry counts as broken
 
 
 class Examples(NamedTuple):
@@ -146,10 +147,19 @@ def train_reduced(settings: Any, examples: Examples, params: Any, key: Any) -> d
     x, y = examples.train
     x = x.reshape(len(x), -1)
 
-    def coupling(state: training.TrainState) -> Any:
+    probe = examples.test[0][:NUM_PROBES]
+    with_bias = jnp.concatenate([probe, jnp.ones_like(probe[:, :1])], 1)
+
+    def look(state: training.TrainState) -> dict[str, Any]:
         logits = model.apply_fn(state.params, x)
         gradients = jax.nn.softmax(logits) - jax.nn.one_hot(y, logits.shape[1])
-        return diversity.copy_coupling(x, hidden(state.params, x), gradients)[0]
+        seen = hidden(state.params, probe)
+        active = with_bias * (seen > 0)
+        return {
+            "coupling": diversity.copy_coupling(x, hidden(state.params, x), gradients)[0],
+            "moments": active.T @ active / len(probe),
+            "power": jnp.mean(jax.nn.relu(seen) ** 2),
+        }
 
     fit = training.fit(
         losses.cross_entropy(model.apply_fn),
@@ -161,13 +171,13 @@ def train_reduced(settings: Any, examples: Examples, params: Any, key: Any) -> d
         ),
         num_steps=settings.shallow_steps,
         batch_size=settings.shallow_batch,
-        metrics_fn=coupling,
+        metrics_fn=look,
         metrics_steps=tuple(
             range(0, min(settings.record_until, settings.shallow_steps), settings.record_every)
         ),
     )
     accuracy = accuracy_of(model.apply_fn, fit.params, examples.test, settings.microbatch)
-    return {"accuracy": accuracy, "coupling": fit.metrics, "diverged": fit.diverged}
+    return {"accuracy": accuracy, "diverged": fit.diverged, **fit.metrics}
 
 
 def examples_classes(params: Any) -> int:
@@ -175,12 +185,30 @@ def examples_classes(params: Any) -> int:
     return params["Dense_1"]["bias"].shape[-1]
 
 
-def predicted_times(settings: Any, coupling: Any) -> np.ndarray:
-    """Steps until the symmetry is broken, (seeds, noises), from the noiseless path: nothing fitted.
+def predicted_diversity(settings: Any, exact: dict[str, Any]) -> np.ndarray:
+    """q per unit of noise along the noiseless path, (seeds, times); nothing is fitted.
 
-    `coupling` is (seeds, times, inputs and bias, outputs).
+    Differences of copies, LeCun's law in the kernel and none in the bias, as the path moves them,
+    seen by the probes that the feature is on for.
     """
-    sigma = np.linalg.svd(np.asarray(coupling, np.float64), compute_uv=False)[..., 0]
+    path = diversity.deviation_path(
+        exact["coupling"], settings.shallow_rate, step=settings.record_every
+    )[:, :-1, :, :-1]
+    seen = np.einsum("strk,strq,stqk->st", path, np.float64(exact["moments"]), path)
+    return seen / path.shape[-1] * (1 - 1 / settings.width) / np.float64(exact["power"])
+
+
+def predicted_times(settings: Any, exact: dict[str, Any]) -> np.ndarray:
+    """Steps until the symmetry is broken, (seeds, noises); NaN where the path ends before."""
+    q = predicted_diversity(settings, exact)[:, None] * np.array(settings.noises)[:, None]
+    broken = q > THRESHOLD
+    first = np.array(settings.record_every) * broken.argmax(-1)
+    return np.where(broken.any(-1), first, np.nan)
+
+
+def fastest_times(settings: Any, exact: dict[str, Any]) -> np.ndarray:
+    """The same if every difference lay along the direction that grows fastest, at every step."""
+    sigma = np.linalg.svd(np.asarray(exact["coupling"], np.float64), compute_uv=False)[..., 0]
     rates = np.asarray(diversity.growth_rate(-sigma, settings.shallow_rate))
     predict = partial(diversity.predicted_breaking_time, step=settings.record_every)
     return np.array([[predict(row, noise=s2) for s2 in settings.noises] for row in rates])

@@ -25,6 +25,7 @@ from poster_jax.feature_diversity.rounding import rounding_noise
 from poster_jax.feature_diversity.stability import (
     antisymmetric_hessian,
     copy_coupling,
+    deviation_path,
     growth_rate,
     predicted_breaking_time,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "breaking_time",
     "const_net",
     "copy_coupling",
+    "deviation_path",
     "duplicate_features",
     "effective_width",
     "feature_diversity",

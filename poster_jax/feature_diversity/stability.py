@@ -24,7 +24,13 @@ from poster_jax.core.checks import check_callable, check_params, check_positive
 from poster_jax.core.typing import Array, Batch, Float, LossFn, Params
 from poster_jax.feature_diversity.symmetry import symmetrise
 
-__all__ = ["antisymmetric_hessian", "copy_coupling", "growth_rate", "predicted_breaking_time"]
+__all__ = [
+    "antisymmetric_hessian",
+    "copy_coupling",
+    "deviation_path",
+    "growth_rate",
+    "predicted_breaking_time",
+]
 
 
 def copy_coupling(
@@ -133,6 +139,52 @@ def growth_rate(eigenvalue: Any, learning_rate: Any) -> Any:
     return jnp.log(jnp.abs(1 - jnp.asarray(learning_rate) * eigenvalue))
 
 
+def deviation_path(couplings: Any, learning_rate: float, *, step: int = 1) -> np.ndarray:
+    """What gradient descent makes of small differences in the input weights of one neuron's copies.
+
+    Differences of input weights and of readers are each other's source: to first order a step adds
+    `-eta M d_v` to d_w and `-eta M' d_w` to d_v. Readers begin equal, and the steps follow the path
+    of the symmetric network, so that nothing is fitted and no direction is taken for the fastest.
+
+    Args:
+      couplings: (..., T, inputs and bias, outputs) `copy_coupling` at every `step`-th step of the
+        reduced network, concrete; each is taken to hold until the next.
+      learning_rate: eta.
+      step: steps between two couplings.
+
+    Returns:
+      Float64 (..., T + 1, inputs and bias, inputs and bias): the matrices that take d_w before the
+      first step to d_w after 0, step, 2 step, ... of them.
+
+    Raises:
+      ValueError: learning_rate or step not above 0, couplings of fewer than 3 axes.
+
+    Source: derived here: gradient descent linearised at the symmetric path, see the module.
+
+    Example:
+      >>> path = deviation_path(np.full((2, 1, 1), -1.0), 0.1)  # [[1, .1], [.1, 1]] to the T
+      >>> path[:, 0, 0].round(4).tolist()
+      [1.0, 1.0, 1.01]
+    """
+    check_positive("learning_rate", learning_rate)
+    check_positive("step", step)
+    couplings = np.asarray(couplings, np.float64)
+    if couplings.ndim < 3:
+        raise ValueError(
+            f"couplings must be (..., T, inputs and bias, outputs), got shape {couplings.shape}."
+        )
+    *batch, num, inputs, outputs = couplings.shape
+    d_w = np.broadcast_to(np.eye(inputs), (*batch, inputs, inputs))
+    d_v = np.zeros((*batch, outputs, inputs))
+    path = [d_w]
+    for place in range(num):
+        pull = learning_rate * couplings[..., place, :, :]
+        for _ in range(step):
+            d_w, d_v = d_w - pull @ d_v, d_v - np.swapaxes(pull, -1, -2) @ d_w
+        path.append(d_w)
+    return np.stack(path, -3)
+
+
 def predicted_breaking_time(
     rates: Any, *, noise: float, threshold: float = 0.01, step: int = 1
 ) -> float:
@@ -154,8 +206,8 @@ def predicted_breaking_time(
     Raises:
       ValueError: noise, threshold or step not above 0.
 
-    Source: derived here. A law, not an identity: it takes the deviation to lie along the fastest
-    direction from the start.
+    Source: derived here. A lower bound rather than an identity: it takes the deviation to lie along
+    the fastest direction at every step; `deviation_path` follows the deviation itself.
 
     Example:
       >>> round(predicted_breaking_time(np.full(100, 0.1), noise=1e-6), 1)  # ln(100) / 0.1

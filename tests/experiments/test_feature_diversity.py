@@ -70,12 +70,14 @@ def _results(settings, *, tied, noisy, times, const, leaky, seeds=4):
     curves = np.zeros((seeds, len(rows), len(steps)))
     for place, time in enumerate(times, first):
         curves[:, place] = steps >= time
-    # sigma such that the prediction is ln(10) / 2 / ln(1 + rate sigma) = 30 steps a decade
+    # One direction grows, by sigma such that ln(10) / 2 / ln(1 + rate sigma) = 30 steps a decade.
     sigma = np.expm1(np.log(10) / 60) / settings.shallow_rate
     coupling = np.zeros((seeds, settings.record_until // settings.record_every, 5, 3))
     coupling[..., 0, 0] = sigma
+    moments, power = np.zeros((*coupling.shape[:2], 5, 5)), np.full(coupling.shape[:2], 0.25)
+    moments[..., 0, 0] = 1
     grid = {"accuracy": accuracy + jitter[:, None], "diversity": curves}
-    exact = {"accuracy": tied + jitter, "coupling": coupling}
+    exact = {"accuracy": tied + jitter, "coupling": coupling, "moments": moments, "power": power}
     return claims_module.Results(
         {
             "grid": grid,

@@ -64,6 +64,35 @@ def test_closed_form_lanczos_and_descent_agree(saddle, two_layers, examples, key
     assert slope == pytest.approx(law, rel=0.1)
 
 
+def test_differences_follow_the_path_of_the_symmetric_network(two_layers, examples, x64):
+    """Every entry of a tiny difference, over 60 steps that start far from a stationary point."""
+    x, y = examples
+    rng = np.random.default_rng(5)
+    kernel, readout = rng.normal(size=(5, 2)), 0.3 * rng.normal(size=(2, 3))
+    params = [np.tile(kernel, 3), np.zeros(6), np.tile(readout / 3, (3, 1)), np.zeros(3)]
+    start = 1e-9 * rng.normal(size=(6, 2))  # of the two neurons' second copies, bias included
+    moved = [p.copy() for p in params]
+    moved[0][:, 2:4] += start[:5]
+    moved[1][2:4] += start[5]
+    couplings = []
+    for _ in range(60):
+        hidden, logits = two_layers.forward(params, x)
+        g = jax.nn.softmax(logits) - jax.nn.one_hot(y, 3)
+        couplings.append(np.asarray(fd.copy_coupling(jnp.asarray(x), jnp.asarray(hidden), g))[:2])
+        params, moved = (
+            two_layers.train(p, [examples], multipliers=[1] * 4, rate=RATE) for p in (params, moved)
+        )
+    path = fd.deviation_path(np.stack(couplings, 1), RATE)[:, -1]
+    for neuron in range(2):
+        # Against the copies that were left alone, which move with the mean.
+        found = np.append(
+            moved[0][:, 2 + neuron] - moved[0][:, neuron], moved[1][2 + neuron] - moved[1][neuron]
+        )
+        expected = path[neuron] @ start[:, neuron]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+        assert np.linalg.norm(expected) > 3 * np.linalg.norm(start[:, neuron])
+
+
 def deviation(kernel, x):
     """The part of the hidden layer's square that copies do not share."""
     h = (x @ kernel).reshape(len(x), COPIES, 2)

@@ -260,22 +260,44 @@ def _all_finite(tree: Any) -> Any:
     finite = jnp.ones((), bool)
     for leaf in jax.tree.leaves(tree):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            finite &= jnp.isfinite(leaf).all()
+            # Without its sign a number is finite if as an integer it is below infinity: on a CPU
+            # the largest integer is found by vector instructions, `isfinite(...).all()` is not.
+            word = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+            magnitude = jax.lax.bitcast_convert_type(jnp.abs(leaf), word)
+            infinity = jax.lax.bitcast_convert_type(jnp.array(jnp.inf, leaf.dtype), word)
+            finite &= magnitude.max(initial=0) < infinity
     return finite
 
 
 def _exchange(saves: Any, restores: Any, kept: Any, now: Any) -> tuple[Any, Any]:
-    """The checkpoint and what training goes on from; most epochs leave both as they are.
+    """The checkpoint and what training goes on from; most epochs leave both as they are."""
+    return _replace(saves, kept, now), _replace(restores, now, kept)
+
+
+@jax.custom_batching.custom_vmap
+def _replace(flag: Any, old: Any, new: Any) -> Any:
+    """`new` where the flag is set, else `old`.
 
     A loop of no or one turn: its buffers are those of the training loop around it, so that where
-    nothing moves nothing is copied, while a conditional copies whatever passes through it; and of a
-    population it turns where one member moves.
+    nothing moves nothing is copied, while a conditional copies whatever passes through it. Of a
+    population it turns where one member moves, and selects once.
     """
 
-    def move(carry: Any) -> Any:
-        _, kept, now = carry
-        kept_next = jax.tree.map(lambda k, n: jnp.where(saves, n, k), kept, now)
-        now_next = jax.tree.map(lambda k, n: jnp.where(restores, k, n), kept, now)
-        return jnp.zeros((), bool), kept_next, now_next
+    def turn(carry: Any) -> Any:
+        def pick(o: Any, n: Any) -> Any:
+            return jnp.where(jnp.expand_dims(flag, tuple(range(flag.ndim, o.ndim))), n, o)
 
-    return jax.lax.while_loop(lambda carry: carry[0], move, (saves | restores, kept, now))[1:]
+        return jnp.zeros((), bool), jax.tree.map(pick, carry[1], new)
+
+    return jax.lax.while_loop(lambda carry: carry[0], turn, (flag.any(), old))[1]
+
+
+@_replace.def_vmap
+def _replace_in_population(size: int, batched: Any, flag: Any, old: Any, new: Any) -> Any:
+    def spread(tree: Any, is_batched: Any) -> Any:
+        return jax.tree.map(
+            lambda a, b: a if b else jnp.broadcast_to(a, (size, *jnp.shape(a))), tree, is_batched
+        )
+
+    args = (spread(tree, b) for tree, b in zip((flag, old, new), batched, strict=True))
+    return _replace(*args), jax.tree.map(lambda _: True, old)

@@ -30,7 +30,7 @@ from poster_jax.mixed_sizes import (
     smooth_gradients,
 )
 
-KEY = jax.random.key(0)
+SEED = 0
 SIZES, FRACTIONS, BASE, BATCH, PASSES = (16, 24, 12, 8), (0.3, 0.2, 0.3, 0.2), 16, 64, 8
 STEPS = 100  # of one epoch, which has 121
 WIDTHS, STRIDES = (16, 32, 64), (1, 2, 2)
@@ -69,7 +69,9 @@ def regime_of(adapt: str) -> Any:
 def rows(repeats: int, peers_python: str) -> list[dict]:
     """The rows of this part."""
     examples = data.load("digits").train
-    start = jax.jit(lambda x: (MODEL.init(KEY, x), MODEL.init_state(KEY, x)))(examples[0])
+    start = jax.jit(
+        lambda x: (MODEL.init(jax.random.key(SEED), x), MODEL.init_state(jax.random.key(SEED), x))
+    )(examples[0])
     pixels, sides, regime = {}, {}, regime_of("batch")
     for adapt in ("none", "batch", "duplicates"):
         run = jax.jit(partial(_fit, regime_of(adapt), flip)).lower(start, examples).compile()
@@ -79,7 +81,7 @@ def rows(repeats: int, peers_python: str) -> list[dict]:
     whole = jax.jit(partial(_fit, regime, None)).lower(start, examples).compile()
     sides["scan"] = lambda: timed(whole, start, examples)[0]
     plan = jax.jit(partial(epoch_plan, num_examples=len(examples[1]), regime=regime, passes=PASSES))
-    plan = jax.tree.map(np.asarray, plan(order_key(KEY)))
+    plan = jax.tree.map(np.asarray, plan(order_key(jax.random.key(SEED))))
     batches = [
         (int(index), plan.tables[index][place])
         for index, place in zip(plan.size_index[:STEPS], plan.row[:STEPS], strict=True)
@@ -120,7 +122,7 @@ def _fit(regime: Any, augment: Any, start: Any, examples: Any) -> Any:
         LOSS,
         params,
         examples,
-        KEY,
+        jax.random.key(SEED),
         regime=regime,
         optimizer=OPTIMIZER,
         num_steps=STEPS,
@@ -133,7 +135,9 @@ def _fit(regime: Any, augment: Any, start: Any, examples: Any) -> Any:
 def _from_the_host(regime: Any, batches: Any, start: Any, examples: Any) -> Any:
     """The steps one by one, each a program of its size."""
     params, model_state = start
-    state = training.init_state(params, KEY, optimizer=OPTIMIZER, model_state=model_state)
+    state = training.init_state(
+        params, jax.random.key(SEED), optimizer=OPTIMIZER, model_state=model_state
+    )
     losses_seen = []
     for index, rows in batches:
         state, loss = _step(regime[index].size, state, examples, rows)

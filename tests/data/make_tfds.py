@@ -6,7 +6,8 @@
 The builders have the names, versions and features of the real mnist, cifar10, cifar100 and
 imagenet2012 (and one set has a config and no test split); the pictures are drawn here, some bars on
 a ground, so that a reader that swaps, shifts or scales anything gives other numbers than `picture`
-and `photograph`, which the tests import. Made with tensorflow-cpu 2.21.0, tensorflow-datasets 4.9.10, array_record 0.8.6.
+and `photograph`, which the tests import. Made with tensorflow-cpu 2.21.0, tensorflow-datasets
+4.9.10, array_record 0.8.6.
 """
 
 import io

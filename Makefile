@@ -93,7 +93,7 @@ docs: $(VENV)/.dev ## the documentation site, in site/
 
 oracles: .venv-peers/.done .venv-oracles/.done ## make the independent figures of tests/oracles again
 	for program in tests/oracles/make_*.py; do \
-		case $$program in *curvature.py) env=.venv-peers;; *) env=.venv-oracles;; esac; \
+		case $$program in *curvature.py|*batchnorm.py) env=.venv-peers;; *) env=.venv-oracles;; esac; \
 		$$env/bin/python $$program || exit 1; done
 
 wheel: $(VENV)/.dev ## build the wheel and import it in a clean environment

@@ -7,7 +7,8 @@ Both sides start from the same weights and see the same batches and run the same
 column "same_events" (share of all epochs in which both controllers did the same) should be near 1:
 rounding decides near-ties, and where a training is chaotic the two then part. The other rows time
 the controller itself: AALR against `core.training.fit` for the same number of steps, goal 1/1.03.
-Medians of repeats in turn; compilation apart. About two minutes on two cores.
+Then BatchNorm-only steps against full ones, goal 1/0.75. Medians of repeats in turn; compilation
+apart. About four minutes on two cores.
 """
 
 import itertools
@@ -27,6 +28,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 from sklearn.datasets import load_digits
 
+from benchmarks import _training_batchnorm
 from benchmarks._harness import Peer, in_turn, row, timed, write_rows
 from poster_jax.core.devices import data_mesh
 from poster_jax.core.training import epoch_order, fit, map_population
@@ -198,6 +200,7 @@ def main(_: Any) -> None:
     calm = jnp.full(len(keys), 0.05)
     rows.append(overhead(mesh, f"{len(keys)} networks", 60, keys, calm))
     rows.append(overhead(data_mesh(1), "one network", 60, keys[:1], calm[:1]))
+    rows += _training_batchnorm.rows(_REPEATS.value)
     write_rows(rows, [], _JSON.value)
 
 

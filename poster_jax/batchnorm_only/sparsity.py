@@ -27,7 +27,7 @@ class Sparsity(NamedTuple):
     per_layer: Any
 
 
-def gammas(params: Params) -> dict[str, Array]:
+def gammas(params: Params) -> dict[str, Any]:
     """BatchNorm's scales by path, in the order of the tree.
 
     Args:

@@ -239,11 +239,16 @@ def test_random_entries_are_uniform_without_replacement_and_new_for_every_kernel
         "Stage_0": {"kernel": jnp.zeros((4, 3, 3, 2, 5))},
         "Dense_0": {"kernel": jnp.zeros((3, 7)), "bias": jnp.zeros(7)},
     }
+    own = batchnorm_only.random_parameter_mask(params, KEY, per_channel=2)
+    assert not own["Dense_0"]["kernel"].any()  # the output layer, which is frozen with BatchNorm
+    assert own["Conv_0"]["kernel"].sum() == 10
 
     @jax.jit
     def ask(keys):
         draw = lambda **options: jax.vmap(  # noqa: E731
-            lambda key: batchnorm_only.random_parameter_mask(params, key, **options)
+            lambda key: batchnorm_only.random_parameter_mask(
+                params, key, include_output=True, **options
+            )
         )(keys)
         return draw(per_channel=2), draw(per_channel=18), draw(total=50)
 
@@ -303,7 +308,7 @@ def test_scales_and_shifts_of_random_features_are_a_regression(x64):
 
 @pytest.mark.bad_input
 def test_bad_input():
-    params = {"Dense_0": {"kernel": jnp.ones((2, 2))}}
+    params = {"Conv_0": {"kernel": jnp.ones((1, 1, 2, 2))}, "Dense_0": {"kernel": jnp.ones((2, 2))}}
     with pytest.raises(ValueError, match="groups must be some of"):
         batchnorm_only.trains(params, "gamma")
     with pytest.raises(ValueError, match="one of per_channel and total must be given"):
@@ -315,7 +320,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="threshold must be"):
         batchnorm_only.prune_features(params, threshold=-1.0)
     with pytest.raises(ValueError, match="params must have leaves called 'kernel'"):
-        batchnorm_only.random_parameter_mask({"a": jnp.ones(3)}, KEY, total=1)
+        batchnorm_only.random_parameter_mask({"Dense_0": params["Dense_0"]}, KEY, total=1)
     with pytest.raises(TypeError, match="key must be"):
         batchnorm_only.random_parameter_mask(params, None, total=1)
     with pytest.raises(TypeError, match="activations_fn"):

@@ -21,6 +21,7 @@ TFDS = pathlib.Path(__file__).parents[1] / "data" / "tfds"
 # Blocks one by one, and in a loop, where leaves are stacked.
 BOTH_FORMS = [pytest.param(False, marks=pytest.mark.slow), True]
 LAPTOP, PAPER = experiment.PRESETS["laptop"], experiment.PRESETS["paper"]
+IMAGENET = experiment.PRESETS["imagenet"]
 
 
 def test_the_paper_trains_resnet_14_to_866_and_widths_to_512_for_160_epochs():
@@ -57,7 +58,9 @@ def test_augmented_images_are_other_ones_at_every_step_and_the_labels_stay(key):
     seen = training.stateful(lambda p, s, batch, key: (jnp.zeros(()), batch))
     images = []
     for seed in (0, 1):
-        _, (moved, labels) = batchnorm.augmented(seen).fn((), (), (x, y), jax.random.key(seed))
+        _, (moved, labels) = batchnorm.augmented(LAPTOP, seen).fn(
+            (), (), (x, y), jax.random.key(seed)
+        )
         np.testing.assert_array_equal(labels, y)
         images.append(np.asarray(moved))
     same = (images[0] == images[1]).all((1, 2, 3)).mean()
@@ -277,10 +280,46 @@ def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch)
     tiny = {"num_blocks": 2, "width": 2, "depths": (2,), "widths": (2,), "width_blocks": 2}
     run = {"num_seeds": 2, "num_epochs": 1, "batch_size": 10, "scan_from": 2, "microbatch": 6}
     # One program for all conditions: that of a part alone runs for the network without norm.
+    tiny |= {"dataset": "tfds:cifar100", "num_classes": 100}
     settings = dataclasses.replace(PAPER, **tiny, **run, per_channel=(2,), one_program=True)
     found = _execute(tmp_path, settings)
     assert [claim.name for claim in found.claims] == [f"C{i}" for i in range(1, 7)]
     assert all(claim.num_samples == 2 for claim in found.claims)
+
+
+@pytest.mark.slow
+def test_the_imagenet_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
+    """Twenty photographs of many shapes; parts of them in training, the centre in tests."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
+    monkeypatch.setattr(_program.Run, "mesh", None)
+    tiny = {"num_blocks": 18, "width": 2, "depths": (18,), "widths": (2,), "width_blocks": 18}
+    run = {"num_seeds": 2, "num_epochs": 1, "batch_size": 10, "side": 32, "microbatch": 6}
+    settings = dataclasses.replace(
+        IMAGENET, **tiny, **run, warmup_epochs=1.0, per_channel=(2,), one_program=True
+    )
+    found = _execute(tmp_path, settings)
+    assert {claim.num_samples for claim in found.claims} == {2}
+    assert "ResNet-18 of width 2 on tfds:imagenet2012" in found.lead
+
+
+def test_imagenet_is_trained_by_the_usual_recipe():
+    """Rates by the step of 90 epochs of 1251 steps: up over 5, down at 30, 60 and 80."""
+    steps = 1_281_167 // IMAGENET.batch_size
+    network = batchnorm.Network("batch", IMAGENET.num_blocks, IMAGENET.width)
+    settings = dataclasses.replace(IMAGENET, weight_decay=0.0)
+    optimizer = batchnorm.optimizer_of(settings, network, steps, {"w": jnp.ones(())})
+    state = optimizer.init({"w": jnp.zeros(())})
+    counts = np.array([0, 5 * steps // 2, 5 * steps, 30, 60, 80])
+    counts[3:] *= steps
+
+    @jax.jit
+    def first_update(count):
+        at = jax.tree.map(lambda a: count if a.dtype == jnp.int32 else a, state)
+        return optimizer.update({"w": jnp.ones(())}, at, {"w": jnp.zeros(())})[0]["w"]
+
+    rates = [-float(first_update(count)) for count in counts]
+    expected = [0.4 / (5 * steps), 0.2, 0.4, 0.4, 0.04, 0.004]
+    np.testing.assert_allclose(rates, expected, rtol=1e-3)
 
 
 def _execute(folder, settings):

@@ -8,14 +8,18 @@ column "same_events" (share of all epochs in which both controllers did the same
 rounding decides near-ties, and where a training is chaotic the two then part. The other rows time
 the controller itself: AALR against `core.training.fit` for the same number of steps, goal 1/1.03.
 Then BatchNorm-only steps against full ones, goal 1/0.75. Medians of repeats in turn; compilation
-apart. About four minutes on two cores.
+apart. About six minutes on two cores.
+
+The last rows (`_training_sizes`) are training at several image sizes.
 """
 
 import itertools
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,7 @@ from sklearn.datasets import load_digits
 
 from benchmarks import _training_batchnorm
 from benchmarks._harness import Peer, in_turn, row, timed, write_rows
+from benchmarks._training_sizes import sizes_rows
 from poster_jax.core.devices import data_mesh
 from poster_jax.core.training import epoch_order, fit, map_population
 from poster_jax.learning_rate import fit_aalr
@@ -201,6 +206,9 @@ def main(_: Any) -> None:
     rows.append(overhead(mesh, f"{len(keys)} networks", 60, keys, calm))
     rows.append(overhead(data_mesh(1), "one network", 60, keys[:1], calm[:1]))
     rows += _training_batchnorm.rows(_REPEATS.value)
+    # In a process of its own: there all cores are one device.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
+        rows += other.submit(sizes_rows, _PEERS.value, _REPEATS.value).result()
     write_rows(rows, [], _JSON.value)
 
 

@@ -45,7 +45,7 @@ def count_flops(fn: Callable[..., Any], *args: Any) -> float:
 
 
 def _count(jaxpr: Any) -> float:
-    return sum(_cost(equation) for equation in jaxpr.eqns)
+    return sum((_cost(equation) for equation in jaxpr.eqns), 0.0)
 
 
 def _cost(equation: Any) -> float:

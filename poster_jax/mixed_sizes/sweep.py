@@ -1,12 +1,15 @@
 """How accurate is a network at each size of its images?"""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from poster_jax.core.batching import map_over_batch
 from poster_jax.core.checks import check_count, check_key
+from poster_jax.core.losses import top_1
 from poster_jax.core.models.model import Model
 from poster_jax.core.recalibration import recalibrate
 from poster_jax.core.typing import Array, Params, PRNGKey
@@ -32,6 +35,7 @@ def size_sweep(
     *,
     sizes: Sequence[int],
     calibrate: bool = True,
+    microbatch: int | None = None,
 ) -> SizeSweep:
     """Accuracy at each test size, with BatchNorm recalibrated for the size or left as it is.
 
@@ -44,6 +48,7 @@ def size_sweep(
       key: a PRNG key, for dropout during calibration.
       sizes: sides in pixels to which both are resized.
       calibrate: whether statistics are those of train_batches at the test size.
+      microbatch: test images evaluated at once; None takes all.
 
     Returns:
       `SizeSweep(accuracy, pixels)`.
@@ -69,8 +74,12 @@ def size_sweep(
     for size in sizes:
         fresh = state
         if calibrate:
-            batches = jax.vmap(lambda x, size=size: resize_batch(x, size))(train_batches)
+            batches = jax.vmap(partial(resize_batch, size=size))(train_batches)
             fresh = recalibrate(model, params, state, batches, key)
-        outputs = model.apply_eval(params, fresh, resize_batch(images, size))
-        accuracy.append(jnp.mean(outputs.argmax(-1) == labels))
+
+        def logits(x: Any, fresh: Any = fresh, size: int = size) -> Any:
+            return model.apply_eval(params, fresh, resize_batch(x, size))
+
+        outputs = map_over_batch(logits, images, microbatch=microbatch)
+        accuracy.append(top_1(outputs, labels))
     return SizeSweep(jnp.stack(accuracy), jnp.array([s * s for s in sizes], jnp.int32))

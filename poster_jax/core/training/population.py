@@ -69,7 +69,13 @@ def map_population(
     num_groups = -(-share // min(group_size or share, share))
     # Equal groups: fewer than one network a group and device is computed in vain.
     group = -(-share // num_groups)
-    one_group = jax.vmap(fn, in_axes=axes)
+
+    def one_group(*members: Any) -> Any:
+        if group > 1:
+            return jax.vmap(fn, in_axes=axes)(*members)
+        # Alone, a network is compiled as it is: a `lax.switch` stays one, a convolution too.
+        out = fn(*_of_each(lambda a: a[0], members, axes))
+        return jax.tree.map(lambda a: jnp.asarray(a)[None], out)
 
     def run(*members: Any) -> Any:
         if num_groups == 1:

@@ -131,6 +131,55 @@ def test_layers_come_in_the_order_of_the_network(scan, key):
     assert sorted(found) == list(range(1 + sum(counts)))
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_layers_of_imagenets_networks_come_in_their_order_too(scan, key):
+    """ResNet-50: three norms a block, four in the first of each stage."""
+    module = models.ImageNetResNet(50, width=1, num_classes=2, scan=scan)
+    shapes = jax.eval_shape(models.from_linen(module).init, key, jnp.ones((1, 32, 32, 3)))
+    stages = (3, 4, 6, 3)
+    first_of = np.cumsum((0, *stages))[:-1]
+    counts = [3 + (block in first_of) for block in range(16)]
+    starts = 1 + np.concatenate([[0], np.cumsum(counts)])
+
+    def numbered(path, leaf):
+        names = [entry.key for entry in path]
+        if names[-1] != "scale" or len(names) == 2:
+            return np.zeros(leaf.shape, np.float32)
+        index, place = int(names[0].split("_")[1]), int(names[-2].split("_")[1])
+        if names[0].startswith("Stage"):
+            blocks = first_of[index] + 1 + np.arange(leaf.shape[0])
+        else:
+            blocks = first_of[index] if scan else index
+        values = np.asarray(starts[blocks] + place, np.float32)
+        return np.broadcast_to(values[..., None], leaf.shape)
+
+    params = jax.tree_util.tree_map_with_path(numbered, shapes)
+    rows = [r for s in batchnorm_only.gammas(params).values() for r in s.reshape(-1, s.shape[-1])]
+    found = population.layer_places(params, stages)
+    assert found == [int(row[0]) for row in rows]
+    assert sorted(found) == list(range(1 + sum(counts)))
+
+
+def test_bottlenecks_have_three_rectifiers(key):
+    """Every layer once, and the last gives the logits."""
+    module = models.ImageNetResNet(50, width=1, num_classes=3, scan=True)
+    model = models.from_linen(module)
+    x = jax.random.normal(key, (4, 32, 32, 3))
+
+    @jax.jit
+    def ask(x):
+        params, state = batchnorm.initial(module, x, key), model.init_state(key, x)
+        units = population.activations(module, {"params": params, **state}, x, train=False)
+        return params["Dense_0"], model.apply_eval(params, state, x), units
+
+    dense, logits, units = ask(x)
+    assert len(units) == 1 + 3 * 16
+    assert all((unit >= 0).all() for unit in units.values())
+    last = [u for name, u in units.items() if u.shape[-1] == 32 and "BatchNorm" not in name][-1]
+    expected = last.mean((1, 2)) @ dense["kernel"] + dense["bias"]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * float(np.abs(logits).max()))
+
+
 @pytest.mark.parametrize("scan", BOTH_FORMS)
 def test_what_leaves_the_rectifiers_is_what_the_network_computes(scan, key):
     """Every layer once, none negative, and the last gives the logits."""
@@ -309,8 +358,8 @@ def test_imagenet_is_trained_by_the_usual_recipe():
     settings = dataclasses.replace(IMAGENET, weight_decay=0.0)
     optimizer = batchnorm.optimizer_of(settings, network, steps, {"w": jnp.ones(())})
     state = optimizer.init({"w": jnp.zeros(())})
-    counts = np.array([0, 5 * steps // 2, 5 * steps, 30, 60, 80])
-    counts[3:] *= steps
+    drops = steps * np.array([30, 60, 80])
+    counts = [0, 5 * steps // 2, 5 * steps, drops[0] - 1, *drops]
 
     @jax.jit
     def first_update(count):
@@ -318,7 +367,7 @@ def test_imagenet_is_trained_by_the_usual_recipe():
         return optimizer.update({"w": jnp.ones(())}, at, {"w": jnp.zeros(())})[0]["w"]
 
     rates = [-float(first_update(count)) for count in counts]
-    expected = [0.4 / (5 * steps), 0.2, 0.4, 0.4, 0.04, 0.004]
+    expected = [0.4 / (5 * steps), 0.2, 0.4, 0.4, 0.04, 0.004, 0.0004]
     np.testing.assert_allclose(rates, expected, rtol=1e-3)
 
 

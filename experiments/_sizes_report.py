@@ -32,8 +32,8 @@ def findings(run: _program.Run, found: list[tuple[Results, Examples]]) -> _progr
             )
     lead = (
         "Convolutional networks with global pooling take images of any size. Some were trained at "
-        "one size, others at four: B+ enlarges the batch where images are small, D+ repeats each "
-        "image with other random views, so that a step costs about as much at every size. All "
+        "one size, others at several: B+ enlarges the batch where images are small, D+ repeats "
+        "each image with other random views, so that a step costs about as much at every size. All "
         "processed as many pixels and started from the same weights. Before each test BatchNorm's "
         "statistics were calibrated with training images of the test size."
     )

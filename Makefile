@@ -44,7 +44,7 @@ test: $(VENV)/.dev ## all tests but the slow ones
 
 # Those of the library as users compile; but experiments, notebooks, pages, and tests that compile for
 # longer than they run, as the quick tests do, which is faster.
-rooms = $(patsubst %,tests/%,batchnorm_only core curvature flatness finite_width gradient_noise jacobian kernels \
+rooms = $(patsubst %,tests/%,batchnorm_only core curvature feature_diversity flatness finite_width gradient_noise jacobian kernels \
 	learning_rate mixed_sizes)
 compiling = tests/core/test_models.py tests/curvature/test_transformations.py \
 	tests/gradient_noise/test_projections.py \
@@ -101,7 +101,7 @@ wheel: $(VENV)/.dev ## build the wheel and import it in a clean environment
 	$(py) -m build --wheel --outdir dist . >/dev/null
 	$(PYTHON) -m venv build/wheel-check
 	build/wheel-check/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(lock) dist/*.whl
-	cd build && wheel-check/bin/python -c "import poster_jax, poster_jax.curvature, poster_jax.flatness, poster_jax.gradient_noise, poster_jax.jacobian, poster_jax.batchnorm_only, poster_jax.learning_rate, poster_jax.mixed_sizes; from poster_jax.finite_width import feynman, nongaussian; from poster_jax.kernels import stax; print('wheel', poster_jax.__version__, 'imports from', poster_jax.__path__[0])"
+	cd build && wheel-check/bin/python -c "import poster_jax, poster_jax.curvature, poster_jax.flatness, poster_jax.gradient_noise, poster_jax.jacobian, poster_jax.batchnorm_only, poster_jax.feature_diversity, poster_jax.learning_rate, poster_jax.mixed_sizes; from poster_jax.finite_width import feynman, nongaussian; from poster_jax.kernels import stax; print('wheel', poster_jax.__version__, 'imports from', poster_jax.__path__[0])"
 	rm -rf build/wheel-check
 
 lock: ## write locks/ again from the newest versions of this Python

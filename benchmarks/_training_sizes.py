@@ -66,7 +66,7 @@ def regime_of(adapt: str) -> Any:
     return size_regime(sizes, fractions, base_size=BASE, base_batch=BATCH, adapt=adapt)
 
 
-def sizes_rows(peers_python: str, repeats: int) -> list[dict]:
+def rows(repeats: int, peers_python: str) -> list[dict]:
     """The rows of this part."""
     examples = data.load("digits").train
     start = jax.jit(lambda x: (MODEL.init(KEY, x), MODEL.init_state(KEY, x)))(examples[0])

@@ -7,10 +7,8 @@ Both sides start from the same weights and see the same batches and run the same
 column "same_events" (share of all epochs in which both controllers did the same) should be near 1:
 rounding decides near-ties, and where a training is chaotic the two then part. The other rows time
 the controller itself: AALR against `core.training.fit` for the same number of steps, goal 1/1.03.
-Then BatchNorm-only steps against full ones, goal 1/0.75. Medians of repeats in turn; compilation
-apart. About six minutes on two cores.
-
-The last rows (`_training_sizes`) are training at several image sizes.
+The parts `_training_*.py` add the rows of the rooms beside `learning_rate`. Medians of repeats in
+turn; compilation apart. About five minutes on two cores.
 """
 
 import itertools
@@ -32,9 +30,8 @@ from absl import app, flags
 from jax.sharding import Mesh
 from sklearn.datasets import load_digits
 
-from benchmarks import _training_batchnorm
+from benchmarks import _training_batchnorm, _training_diversity, _training_sizes
 from benchmarks._harness import Peer, in_turn, row, timed, write_rows
-from benchmarks._training_sizes import sizes_rows
 from poster_jax.core.devices import data_mesh
 from poster_jax.core.training import epoch_order, fit, map_population
 from poster_jax.learning_rate import fit_aalr
@@ -206,9 +203,10 @@ def main(_: Any) -> None:
     rows.append(overhead(mesh, f"{len(keys)} networks", 60, keys, calm))
     rows.append(overhead(data_mesh(1), "one network", 60, keys[:1], calm[:1]))
     rows += _training_batchnorm.rows(_REPEATS.value)
+    rows += _training_diversity.rows(_REPEATS.value, _PEERS.value)
     # In a process of its own: there all cores are one device.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
-        rows += other.submit(sizes_rows, _PEERS.value, _REPEATS.value).result()
+        rows += other.submit(_training_sizes.rows, _REPEATS.value, _PEERS.value).result()
     write_rows(rows, [], _JSON.value)
 
 

@@ -7,6 +7,7 @@ each setting, and writes `claims.json`, `metrics.jsonl`, `figures/*.png` and `in
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -157,6 +158,15 @@ def execute(
     page = report.Page(found.title, found.lead, [*parts, *found.sections], foot)
     (run.workdir / "index.html").write_text(report.render_page(page))
     return found
+
+
+def spread_over_cores() -> None:
+    """Makes every CPU core a device; to be called before anything else of JAX.
+
+    Small networks keep one core busy: each device then has its own share of a population.
+    """
+    if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
 def launch(name: str, presets: Mapping[str, Any], experiment: Callable[[Run], Findings]) -> None:

@@ -147,22 +147,46 @@ def scores(task: Task, params: Any, state: Any, examples: Examples, attack: Any)
     return {f"{part} {name}": v for part, values in found.items() for name, v in values.items()}
 
 
-def _start(task: Task, examples: Examples, key: Any) -> tuple[Any, Any, Any]:
-    """The same network and the same order of examples for a seed in every arm."""
-    init_key, run_key = jax.random.split(key)
-    x = examples.train[0][:1]
-    return task.model.init(init_key, x), task.model.init_state(init_key, x), run_key
+class Shared(NamedTuple):
+    """What all arms have in common; the starts and keys of all seeds, leading axes of seeds.
+
+    Attributes:
+      examples: the data.
+      starts: (params, model_state) where training begins.
+      keys: of the order of the examples.
+    """
+
+    examples: Examples
+    starts: Any
+    keys: Any
+
+    def of(self, seed: Any) -> tuple[Any, Any, Any]:
+        """The network of a seed and its key, the same in every arm."""
+        return *jax.tree.map(lambda a: a[seed], self.starts), self.keys[seed]
+
+
+def shared(run: Run, task: Task, examples: Examples, num_seeds: int) -> Shared:
+    """The starts as a program of their own, which those of the arms need not compile again."""
+    keys = jax.vmap(partial(jax.random.fold_in, run.key))(jnp.arange(num_seeds))
+    init_keys, run_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+
+    def start(x: Any, key: Any) -> Any:
+        return task.model.init(key, x), task.model.init_state(key, x)
+
+    starts = run.population("starts", start, examples.train[0][:1], init_keys)
+    # From the devices that drew them to where the examples are.
+    return Shared(examples, jax.tree.map(np.asarray, starts), run_keys)
 
 
 def train_aalr(
-    task: Task, attack: Attack | None, restore: str, examples: Examples, key: Any, rate: Any
+    task: Task, attack: Attack | None, restore: str, of_all: Shared, seed: Any, rate: Any
 ) -> dict[str, Any]:
     """One network under the controller, which goes back to its checkpoint after such failures."""
-    params, state, run_key = _start(task, examples, key)
+    params, state, run_key = of_all.of(seed)
     run = lr.fit_aalr(
         task.loss(attack),
         params,
-        examples.train,
+        of_all.examples.train,
         run_key,
         optimizer_fn=task.sgd,
         num_epochs=task.num_epochs,
@@ -172,7 +196,7 @@ def train_aalr(
         options=lr.AalrOptions(restore=restore),
     )
     params, _, state = run.best
-    return {**scores(task, params, state, examples, attack), **run.history._asdict()}
+    return {**scores(task, params, state, of_all.examples, attack), **run.history._asdict()}
 
 
 def train_with(
@@ -180,23 +204,23 @@ def train_with(
     attack: Attack | None,
     optimizer_fn: Callable[[Any], optax.GradientTransformation],
     params_fn: Callable[[training.TrainState], Any],
-    examples: Examples,
-    key: Any,
+    of_all: Shared,
+    seed: Any,
     rates: Any,
 ) -> dict[str, Any]:
     """One network under an optimiser; `rates` is its rate, or one for each step."""
-    params, state, run_key = _start(task, examples, key)
+    params, state, run_key = of_all.of(seed)
     run = training.fit(
         task.loss(attack),
         params,
-        examples.train,
+        of_all.examples.train,
         run_key,
         optimizer=optimizer_fn(rates),
         num_steps=task.num_steps,
         batch_size=task.batch_size,
         model_state=state,
     )
-    last = scores(task, params_fn(run.state), run.state.model_state, examples, attack)
+    last = scores(task, params_fn(run.state), run.state.model_state, of_all.examples, attack)
     return {**last, "loss": run.losses.reshape(task.num_epochs, -1).mean(1)}
 
 
@@ -237,7 +261,7 @@ def _adaptive(task: Task, name: str) -> tuple[Any, Any]:
 def train_arms(
     run: Run,
     task: Task,
-    examples: Examples,
+    of_all: Shared,
     attack: Attack | None,
     label: str,
     *,
@@ -245,11 +269,10 @@ def train_arms(
     num_seeds: int,
 ) -> dict[str, dict[str, Any]]:
     """Arm -> name -> (rates, seeds, ...); seeds are the same networks in every arm."""
-    keys = jax.vmap(partial(jax.random.fold_in, run.key))(jnp.arange(num_seeds))
 
     def members(rates: Any) -> tuple[Any, Any]:
         rates = jnp.asarray(rates, jnp.float32)
-        return jnp.tile(keys, len(rates)), jnp.repeat(rates, num_seeds, axis=0)
+        return jnp.tile(jnp.arange(num_seeds), len(rates)), jnp.repeat(rates, num_seeds, axis=0)
 
     def fold(found: Any, num_rates: int) -> Any:
         return jax.tree.map(
@@ -263,7 +286,7 @@ def train_arms(
     with run.progress(f"training: {label}", sum(map(len, arms.values()))) as update:
 
         def train(name: str, one: Any, rates: Any) -> Any:
-            found = run.population(f"{label}_{name}", one, examples, *members(rates))
+            found = run.population(f"{label}_{name}", one, of_all, *members(rates))
             return fold(found, len(rates))
 
         def count(note: str) -> None:
@@ -289,20 +312,20 @@ def train_arms(
     return {name: found[name] for name in arms}
 
 
-def edge(task: Task, num_examples: int, examples: Examples, key: Any, rate: Any) -> dict[str, Any]:
+def edge(task: Task, num_examples: int, of_all: Shared, rate: Any) -> dict[str, Any]:
     """Rate and largest Hessian eigenvalue after each epoch of one network under AALR."""
-    params, state, run_key = _start(task, examples, key)
-    part = jax.tree.map(lambda a: a[:num_examples], examples.train)
+    params, state, run_key = of_all.of(0)
+    part = jax.tree.map(lambda a: a[:num_examples], of_all.examples.train)
 
     def top(now: training.TrainState, _: Any) -> Any:
         loss_fn = losses.cross_entropy(task.model.freeze(now.model_state))
         operator = curvature.hessian_operator(loss_fn, now.params, part)
-        return curvature.top_eigenpairs(operator, key, k=1, tol=1e-2, max_iters=30).values[0]
+        return curvature.top_eigenpairs(operator, run_key, k=1, tol=1e-2, max_iters=30).values[0]
 
     run = lr.fit_aalr(
         task.loss(None),
         params,
-        examples.train,
+        of_all.examples.train,
         run_key,
         optimizer_fn=task.sgd,
         num_epochs=task.num_epochs,
@@ -329,22 +352,22 @@ def quadratic(num_epochs: int, curvatures: Any, rate: Any) -> dict[str, Any]:
     return run.history._asdict()
 
 
-def epoch_seconds(task: Task, examples: Examples, key: Any, repeats: int) -> dict[str, Any]:
+def epoch_seconds(task: Task, of_all: Shared, repeats: int) -> dict[str, Any]:
     """Seconds an epoch of one network, under AALR and as plain SGD, one repeat of each in turn."""
-    params, state, run_key = _start(task, examples, key)
-    loss_fn = task.loss(None)
-    shared = {"batch_size": task.batch_size, "model_state": state}
+    params, state, run_key = of_all.of(0)
+    train, loss_fn = of_all.examples.train, task.loss(None)
+    options = {"batch_size": task.batch_size, "model_state": state}
 
     def tuned(params: Any) -> Any:
         return lr.fit_aalr(
-            loss_fn, params, examples.train, run_key,
-            optimizer_fn=task.sgd, num_epochs=task.num_epochs, initial_rate=0.05, **shared,
+            loss_fn, params, train, run_key,
+            optimizer_fn=task.sgd, num_epochs=task.num_epochs, initial_rate=0.05, **options,
         ).params  # fmt: skip
 
     def plain(params: Any) -> Any:
         return training.fit(
-            loss_fn, params, examples.train, run_key,
-            optimizer=task.sgd(0.05), num_steps=task.num_steps, **shared,
+            loss_fn, params, train, run_key,
+            optimizer=task.sgd(0.05), num_steps=task.num_steps, **options,
         ).params  # fmt: skip
 
     programs = {name: jax.jit(fn) for name, fn in ((AALR, tuned), ("plain SGD", plain))}

@@ -129,11 +129,13 @@ def experiment(run: _program.Run) -> _program.Findings:
     """Trains all arms, plainly and under attack; words and pictures are in the report."""
     chosen = run.settings
     task, examples, chance = prepare(run)
+    num_seeds = max(chosen.num_seeds, chosen.attack_seeds)
+    of_all = rates.shared(run, task, examples, num_seeds)
     names = (*rates.READINGS, *chosen.baselines)
     arms = {"plain": dict.fromkeys(names, chosen.initial_rates)}
     found = {
         "plain": rates.train_arms(
-            run, task, examples, None, "plain", arms=arms["plain"], num_seeds=chosen.num_seeds
+            run, task, of_all, None, "plain", arms=arms["plain"], num_seeds=chosen.num_seeds
         )
     }
     for kind in chosen.attacks:
@@ -142,22 +144,22 @@ def experiment(run: _program.Run) -> _program.Findings:
         baselines = dict.fromkeys(("constant", "step decay"), chosen.attack_rates)
         arms[kind] = {**dict.fromkeys(rates.READINGS, (START,)), **baselines}
         found[kind] = rates.train_arms(
-            run, task, examples, attack, kind, arms=arms[kind], num_seeds=chosen.attack_seeds
+            run, task, of_all, attack, kind, arms=arms[kind], num_seeds=chosen.attack_seeds
         )
     with run.progress("curvature and time", 2) as update:
         starts = jnp.asarray((START, max(chosen.initial_rates)))
         one = partial(rates.edge, task, chosen.edge_examples)
-        keys = jnp.tile(jax.random.fold_in(run.key, 0), 2)
-        at_edge = run.population("edge", one, examples, keys, starts)
+        at_edge = run.population("edge", one, of_all, starts)
         curvatures = jnp.asarray(np.logspace(-2, 0, 10), jnp.float32)
         one = partial(rates.quadratic, 60)
         bowls = run.population("quadratics", one, curvatures, jnp.asarray(chosen.initial_rates))
         update(1, "along the way")
-        seconds = rates.epoch_seconds(task, examples, run.key, chosen.repeats)
+        seconds = rates.epoch_seconds(task, of_all, chosen.repeats)
         update(2, "time")
     as_numpy = partial(jax.tree.map, np.asarray)
     return findings(run, Results(arms, found, seconds, as_numpy(at_edge), as_numpy(bowls), chance))
 
 
 if __name__ == "__main__":
+    _program.spread_over_cores()
     _program.launch("dynamic_learning_rate", PRESETS, experiment)

@@ -12,9 +12,6 @@ adapted to the size, on as many pixels, and tested at all sizes.
 """
 
 import dataclasses
-import os
-
-import jax
 
 from experiments import _program
 from experiments._sizes_networks import NETWORKS, Case, storage
@@ -142,7 +139,5 @@ def experiment(run: _program.Run) -> _program.Findings:
 
 
 if __name__ == "__main__":
-    # Small networks keep one core busy: every core becomes a device that has its own of them.
-    if "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    _program.spread_over_cores()
     _program.launch("mix_and_match", PRESETS, experiment)

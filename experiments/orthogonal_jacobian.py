@@ -11,9 +11,6 @@ and with none. The poster's networks are not known: its abstract alone could be 
 """
 
 import dataclasses
-import os
-
-import jax
 
 from experiments import _jacobian_identities as identities
 from experiments import _jacobian_training as training
@@ -118,7 +115,5 @@ def experiment(run: _program.Run) -> _program.Findings:
 
 
 if __name__ == "__main__":
-    # Small networks keep one core busy: every core becomes a device that has its own of them.
-    if "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    _program.spread_over_cores()
     _program.launch("orthogonal_jacobian", PRESETS, experiment)

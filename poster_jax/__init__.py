@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from poster_jax import batchnorm_only as batchnorm_only
     from poster_jax import core as core
     from poster_jax import curvature as curvature
+    from poster_jax import feature_diversity as feature_diversity
     from poster_jax import finite_width as finite_width
     from poster_jax import flatness as flatness
     from poster_jax import gradient_noise as gradient_noise
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from poster_jax import mixed_sizes as mixed_sizes
 
 __all__ = [
-    "batchnorm_only", "core", "curvature", "finite_width", "flatness", "gradient_noise", "jacobian",
-    "kernels", "learning_rate", "mixed_sizes",
+    "batchnorm_only", "core", "curvature", "feature_diversity", "finite_width", "flatness",
+    "gradient_noise", "jacobian", "kernels", "learning_rate", "mixed_sizes",
 ]  # fmt: skip
 
 try:

@@ -21,10 +21,12 @@ class AalrOptions(NamedTuple):
 
     Attributes:
       factor: by which the rate rises after a success and falls after a failure, above 1.
-      phase1_patience: epochs in a row without a rise of the loss that end the first phase.
+      phase1_patience: epochs in a row without a rise of the loss that end the first phase; a loss
+        that stays level has not risen, while the second phase wants it lower.
       phase1_restore: where a failure of the first phase goes on: "initial" (from where training
         began, with its loss), "last" (from the last epoch that did not fail) or "none" (from where
-        it is, unless the loss is not finite).
+        it is; a loss that is not finite goes back to where training began, and the loss to be
+        beaten stays).
       restore: which failures of the second phase go back to the checkpoint: "nonfinite" or
         "always".
       stop_block_on_nonfinite: whether a loss that is not finite ends a block of epochs early.
@@ -50,7 +52,8 @@ class AalrState(NamedTuple):
       patience: int32; epochs of a block in phase 2.
       counter: int32; epochs so far of the block, or (phase 1) in a row without a rise.
       second_chance: whether the block is the second at this rate.
-      best_loss: the lowest loss seen since training, or phase 1, began.
+      best_loss: the lowest loss with which an epoch of phase 1 or a block of phase 2 has ended;
+        lower ones within a block do not count.
       initial_loss: to which `best_loss` goes back when phase 1 starts again.
       checkpoint: what a restore brings back, like `current` in `aalr_update`.
       event: int32; what the last update did, an index into `EVENTS`.
@@ -262,11 +265,17 @@ def _all_finite(tree: Any) -> Any:
 
 
 def _exchange(saves: Any, restores: Any, kept: Any, now: Any) -> tuple[Any, Any]:
-    """The checkpoint and what training goes on from; most epochs leave both as they are."""
+    """The checkpoint and what training goes on from; most epochs leave both as they are.
 
-    def move(kept: Any, now: Any) -> tuple[Any, Any]:
+    A loop of no or one turn: its buffers are those of the training loop around it, so that where
+    nothing moves nothing is copied, while a conditional copies whatever passes through it; and of a
+    population it turns where one member moves.
+    """
+
+    def move(carry: Any) -> Any:
+        _, kept, now = carry
         kept_next = jax.tree.map(lambda k, n: jnp.where(saves, n, k), kept, now)
         now_next = jax.tree.map(lambda k, n: jnp.where(restores, k, n), kept, now)
-        return kept_next, now_next
+        return jnp.zeros((), bool), kept_next, now_next
 
-    return jax.lax.cond(saves | restores, move, lambda kept, now: (kept, now), kept, now)
+    return jax.lax.while_loop(lambda carry: carry[0], move, (saves | restores, kept, now))[1:]

@@ -51,9 +51,11 @@ def aalr(
     `aalr(lambda rate: optax.sgd(rate, momentum=0.9), steps_per_epoch=n)`, and give the loss of
     each batch: `optimizer.update(grads, state, params, value=loss)`. It does what `fit_aalr` does
     with the mean of an epoch's batch losses. A restore is an update equal to the checkpoint minus
-    the parameters, so a plain `optax.apply_updates` performs it, to rounding; the step after takes
-    the rounding out. As a sum cannot mend NaN, a step that would make a parameter NaN or infinite
-    is not made, and its epoch counts as one whose loss is not finite.
+    the parameters, so a plain `optax.apply_updates` performs it, to the rounding of the parameters
+    that are left; the step after takes the rounding out. Only where these had grown by a factor
+    beyond 1e7 (float32) is the one gradient in between taken at another point than the checkpoint.
+    As a sum cannot mend NaN, a step that would make a parameter NaN or infinite is not made, and
+    its epoch counts as one whose loss is not finite.
 
     The state holds the parameters and the optimiser's state twice. The best parameters are
     `state.control.checkpoint[0]` once phase 1 has ended.

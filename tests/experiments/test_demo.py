@@ -95,7 +95,9 @@ def test_a_second_run_reads_the_trained_networks_and_gives_the_same_page(workdir
     assert sorted(p.name for p in workdir.glob("training/*/checkpoints/*")) == steps
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "CNN")) for n in FAMILIES]
+)
 def test_networks_of_any_width_are_the_modules_and_learn_at_one_rate(name):
     """In their units the kernel df.df has one mean at every width, up to 1/n."""
     family = FAMILIES[name]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from experiments import dynamic_learning_rate as experiment
 from poster_jax.core import claims, losses, models, training
 
 SEEDS = 8
+TFDS = pathlib.Path(__file__).parents[1] / "data" / "tfds"
 
 
 def _execute(workdir, preset="smoke", **changes):
@@ -161,3 +163,47 @@ def test_smoke_writes_all_its_files_and_a_second_run_reads_its_stages(tmp_path):
 def test_too_few_examples_are_refused(tmp_path):
     with pytest.raises(_program.RefusedError, match="fewer than a batch"):
         _execute(tmp_path, num_valid=990)
+
+
+@pytest.mark.slow
+def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
+    """20 pictures of CIFAR-10's format, shifted and mirrored, plainly and under PGD; one program of
+    the paper's own networks is traced.
+    """
+    monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
+    for network in ("ResNet56", "VGG16"):
+        settings = dataclasses.replace(
+            experiment.PRESETS["paper"], network=network, num_valid=4, batch_size=8, microbatch=4
+        )
+        run = _program.Run("dynamic_learning_rate", "paper", settings, tmp_path, 0)
+        task, examples, _ = experiment.prepare(run)
+        assert task.augment
+
+        def whole(key, task=task, examples=examples):
+            x = examples.train[0][:1]
+            starts = task.model.init(key, x), task.model.init_state(key, x)
+            shared = rates.Shared(examples, jax.tree.map(lambda a: a[None], starts), key[None])
+            return rates.train_aalr(task, None, "nonfinite", shared, 0, 0.1)
+
+        shapes = jax.eval_shape(whole, jax.random.key(0))
+        assert shapes["rate"].shape == (200,)
+    found = _execute(
+        tmp_path,
+        preset="paper",
+        network="MLP",
+        num_valid=4,
+        batch_size=8,
+        num_epochs=2,
+        initial_rates=(1e-3, 0.1),
+        baselines=("constant",),
+        num_seeds=2,
+        attacks=("PGD",),
+        attack_rates=(0.1,),
+        attack_seeds=2,
+        attack_steps=2,
+        test_steps=2,
+        edge_examples=4,
+        repeats=1,
+        microbatch=4,
+    )
+    assert [claim.name for claim in found.claims] == ["C1", "C2 (PGD)", "C3", "C4"]

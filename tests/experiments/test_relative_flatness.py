@@ -82,6 +82,7 @@ def test_a_rescaling_moves_the_measures_that_the_paper_says_and_no_others(networ
     assert ratio["squared weight norm"] > 10
 
 
+@pytest.mark.slow
 def test_the_measures_of_the_last_layer_are_those_of_its_hessian(network, key):
     """The closed forms and microbatches against the whole matrix in float64."""
     task, examples, params = network

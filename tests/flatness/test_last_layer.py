@@ -31,7 +31,9 @@ def test_closed_form_is_the_definition(net, x64):
     )
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [(np.float32, 1e-6), (np.float64, 1e-10)])
+@pytest.mark.parametrize(
+    ("dtype", "rtol"), [pytest.param(np.float32, 1e-6, marks=pytest.mark.slow), (np.float64, 1e-10)]
+)
 def test_closed_form_is_the_product_path(net, key, dtype, rtol):
     with jax.enable_x64(dtype == np.float64):
         params, batch, features, logits, kernel = _last(net, dtype)

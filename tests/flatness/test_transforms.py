@@ -11,6 +11,10 @@ from poster_jax.core.devices import data_mesh
 LAYER = "Dense_1/kernel"
 
 
+def _slow(name):
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
 def _float32(net, num_examples=20):
     return jax.tree.map(
         jnp.asarray,
@@ -29,7 +33,12 @@ def _measure(name, hessian, key):
 
 @pytest.mark.parametrize(
     "measure",
-    ["neuronwise_trace", "columnwise_trace", "layer_max_eigenvalue", "neuronwise_max_eigenvalue"],
+    [
+        "neuronwise_trace",
+        "columnwise_trace",
+        _slow("layer_max_eigenvalue"),
+        _slow("neuronwise_max_eigenvalue"),
+    ],
 )
 def test_every_measure_under_jit_and_vmap(net, key, measure):
     params, batch = _float32(net)
@@ -72,7 +81,9 @@ def test_a_population_with_its_own_keys_and_scales(net, key):
     assert together.num_samples.tolist() == [5, 5, 5]
 
 
-@pytest.mark.parametrize("name", ["neuronwise_trace", "columnwise_trace", "layer_max_eigenvalue"])
+@pytest.mark.parametrize(
+    "name", [_slow("neuronwise_trace"), "columnwise_trace", _slow("layer_max_eigenvalue")]
+)
 def test_microbatches_of_7_of_100_and_8_devices_equal_one_batch(net, key, name):
     params, batch = _float32(net, num_examples=100)
 

@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted((ROOT / "poster_jax").rglob("*.py"))
 ENGINES = {"core": set(), "curvature": {"core"}, "kernels": {"core"}}
 METHODS = {
+    "feature_diversity": {"core", "curvature"},
     "finite_width": {"core", "kernels"},
     "flatness": {"core", "curvature"},
     "gradient_noise": {"core", "curvature"},

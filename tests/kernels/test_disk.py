@@ -25,6 +25,7 @@ def in_process(folder, tiles):
     return subprocess.run(command, env=env, cwd=root).returncode
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_tiles(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -72,6 +73,7 @@ def test_inputs_may_lie_on_disk(tmp_path):
     np.testing.assert_allclose(stored, KERNEL_FN(X1, None, "ntk"), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_kill_costs_no_finished_tile_and_ends_in_the_same_bytes(tmp_path):
     assert in_process(tmp_path / "unbroken", 10**6) == 0
     for tiles in (1, 7):

@@ -80,7 +80,7 @@ def test_the_vertex_is_a_covariance(inputs, name):
     np.testing.assert_allclose(G1, G1.T, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", ["tanh", "relu"])
+@pytest.mark.parametrize("name", ["tanh", pytest.param("relu", marks=pytest.mark.slow)])
 def test_factors_give_the_dense_vertex_within_the_error_of_sampling(name, inputs):
     options = {"depth": 3, "C_W": 1.6, "C_b": 0.1, "num_samples": 2**13}
     widths = (40, 30, 50)
@@ -127,6 +127,7 @@ def test_unequal_widths_follow_the_recursion_by_hand(inputs):
     np.testing.assert_allclose(np.asarray(flow.V)[-1], found.V, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_it_runs_under_jit_and_vmap_and_float32_is_close(inputs):
     def of(x, C_W):
         found = ng.finite_width_kernel("tanh", x, (64, 64), depth=2, C_W=C_W, C_b=0.1)

@@ -73,7 +73,7 @@ def by_nested_jvps(kernel, y, noise):
     )
 
 
-@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("outputs", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_closed_form_is_the_expansion_by_automatic_differentiation(kernel, outputs):
     y = Y[:, :outputs]
     found = ng.posterior(kernel, y, noise=0.2)

@@ -57,7 +57,9 @@ def test_many_inputs_take_the_weights_themselves(x64):
     assert np.abs((cov - np.asarray(found.V) / 4) / (cov_error + 2e-3 * cov.max())).max() < 4.5
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "quadratic")) for n in NETWORKS]
+)
 def test_one_hidden_layer_is_exact_at_width_three(name, inputs):
     """E G = K and Cov G = V / n without higher orders: a wrong factor cannot hide."""
     options = {"widths": 3, "depth": 1, **NETWORKS[name]}

@@ -17,12 +17,10 @@ def six():
     return np.random.default_rng(3).normal(size=(6, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "phi",
-    ["tanh", *(pytest.param(phi, marks=pytest.mark.slow) for phi in ("relu", "quadratic")),
-     pytest.param("linear", marks=pytest.mark.slow),
-     pytest.param(MIXED, id="mixed", marks=pytest.mark.slow)],
-)  # fmt: skip
+    "phi", ["tanh", "relu", "quadratic", "linear", pytest.param(MIXED, id="mixed")]
+)
 def test_tiles_hold_the_dense_vertex(phi, six, x64, tmp_path):
     """Sampled, polynomial, closed; of one activation and of several."""
     options = {"num_samples": 2**9}

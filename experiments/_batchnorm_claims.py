@@ -130,7 +130,7 @@ def _affine(results: Results, settings: Any, seed: int) -> Claim:
     _, batch = results.along(deep(settings, "batch"))
     _, affine = results.along(deep(settings, "affine"))
     gaps = (batch - affine).mean(1)
-    depths = [6 * n + 2 for n in settings.depths]
+    depths = [batchnorm.layers(settings, n) for n in settings.depths]
     words = [f"{format_number(g)} at depth {d}" for g, d in zip(gaps, depths, strict=True)]
     uniform = format_number(results.accuracy(batchnorm.AFFINE_UNIFORM).mean())
     return Claim(

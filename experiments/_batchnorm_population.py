@@ -13,6 +13,7 @@ from experiments._batchnorm_training import Condition, Network
 from experiments._program import Run
 from poster_jax import batchnorm_only as room
 from poster_jax.core import batching, models, training
+from poster_jax.core.models.imagenet_resnet import STAGES
 from poster_jax.core.paths import leaf_paths
 
 # The thresholds of "nearly zero", the paper's first.
@@ -97,7 +98,10 @@ def counts_of(run: Run, x: Any) -> dict[Network, dict[str, int]]:
 
 def places_of(run: Run, network: Network, x: Any) -> list[int]:
     """`layer_places` of one network."""
-    return layer_places(shapes_of(run, network, x), network.num_blocks)
+    return layer_places(
+        shapes_of(run, network, x),
+        STAGES[network.num_blocks] if run.settings.network == "ImageNet" else network.num_blocks,
+    )
 
 
 def keys_of(run: Run, seeds: Any, stream: int = 0) -> Any:
@@ -186,7 +190,8 @@ def features_of(
         """With the statistics of the test examples: there are no others before training."""
 
         def fractions(chunk: Any) -> dict[str, Any]:
-            units = activations(module, {"params": p, **state}, chunk, train=True)
+            seen = batchnorm.tested(settings, chunk)
+            units = activations(module, {"params": p, **state}, seen, train=True)
             return {name: (u > 0).mean(range(u.ndim - 1)) for name, u in units.items()}
 
         return _joined(batching.mean_over_batch(fractions, test[0], **large)).mean()
@@ -200,7 +205,9 @@ def features_of(
     active_before, active_after = each(active, *lone)
     sparsity = room.batchnorm_sparsity(params, threshold=levels)
     dead = room.dead_features(
-        lambda p, chunk: activations(module, {"params": p, **state}, chunk, train=False),
+        lambda p, chunk: activations(
+            module, {"params": p, **state}, batchnorm.tested(settings, chunk), train=False
+        ),
         params,
         test[0],
         **large,
@@ -233,12 +240,14 @@ def activations(module: Any, variables: Any, x: Any, *, train: bool) -> dict[str
         capture_intermediates=norm_or_block,
         mutable=["batch_stats", "intermediates"] if train else ["intermediates"],
     )
+    bottleneck = getattr(module, "depth", 0) >= 50
+    before = ("BatchNorm_0/", "BatchNorm_1/") if bottleneck else ("BatchNorm_0/",)
     units = {}
     sown = found["intermediates"]
     for path, leaf in zip(leaf_paths(sown), jax.tree.leaves(sown), strict=True):
         norm = "BatchNorm_" in path
-        if norm and "BatchNorm_0/" not in path:
-            continue  # the second norm of a block meets its rectifier behind the sum
+        if norm and not any(name in path for name in before):
+            continue  # the last norm of a block meets its rectifier behind the sum
         of = jax.nn.relu(leaf) if norm else leaf
         layers = {f"{path}/{i}": u for i, u in enumerate(of)} if of.ndim == 5 else {path: of}
         units |= layers
@@ -252,24 +261,28 @@ def shifts(params: Any) -> dict[str, Any]:
     return {p: leaf for p, group, leaf in rows if group == "batchnorm" and p.endswith("bias")}
 
 
-def layer_places(params: Any, num_blocks: int) -> list[int]:
+def layer_places(params: Any, num_blocks: int | tuple[int, ...]) -> list[int]:
     """Where each entry of `Sparsity.per_layer` stands from the input on, 0 for the stem.
 
     Args:
       params: of the network, or their shapes.
-      num_blocks: n; names are those of `core.models.ResNet`.
+      num_blocks: n, or the blocks of each stage; names are those of the networks of `core.models`.
     """
-    # Unrolled blocks count through; scanned, the first of stages two and three stand apart.
-    stacked = any(path.startswith("Stage") for path in leaf_paths(params))
+    stages = (num_blocks,) * 3 if isinstance(num_blocks, int) else num_blocks
+    firsts = np.cumsum((0, *stages)).tolist()
+    # Unrolled blocks count through; scanned, the first of a stage stands apart where it differs.
+    tops = {path.split("/")[0] for path in leaf_paths(params)}
+    stacked = any(top.startswith("Stage") for top in tops)
+    alike = len(stages) - sum(top.startswith("Block") for top in tops)  # stages with no such block
     keys = []
     for path, scale in room.gammas(params).items():
         names, place = path.split("/"), int(path.split("/")[-2].split("_")[1])
         index = int(names[0].split("_")[1])
         if names[0].startswith("Stage"):
-            first = index * num_blocks + bool(index)
+            first = firsts[index] + (index >= alike)
             keys += [(first + row, place) for row in range(len(scale))]
         elif names[0].startswith("Block"):
-            keys.append(((index + 1) * num_blocks if stacked else index, place))
+            keys.append((firsts[index + alike] if stacked else index, place))
         else:
             keys.append((-1, 0))
     order = sorted(range(len(keys)), key=keys.__getitem__)

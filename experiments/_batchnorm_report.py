@@ -25,9 +25,10 @@ def findings(run: _program.Run, results: Results) -> _program.Findings:
     chosen, base = run.settings, results.base
     counts = results.counts[base]
     lead = (
-        f"A ResNet-{6 * base.num_blocks + 2} of width {base.width} on {chosen.dataset} was trained "
-        f"in parts, {chosen.num_seeds} networks a condition, {chosen.num_epochs} epochs each; of "
-        f"its {counts['total']:,} parameters {counts['batchnorm']:,} are BatchNorm's."
+        f"A ResNet-{batchnorm.layers(chosen, base.num_blocks)} of width {base.width} on "
+        f"{chosen.dataset} was trained in parts, {chosen.num_seeds} networks a condition, "
+        f"{chosen.num_epochs} epochs each; of its {counts['total']:,} parameters "
+        f"{counts['batchnorm']:,} are BatchNorm's."
     )
     sections = [
         _conditions(run, results),
@@ -92,7 +93,7 @@ def _sizes(run: _program.Run, results: Results) -> report.Section:
     ):
         counts, accuracy = results.along(networks)
         lines[name] = (counts, accuracy.mean(1))
-    depths = ", ".join(str(6 * n + 2) for n in chosen.depths)
+    depths = ", ".join(str(batchnorm.layers(chosen, n)) for n in chosen.depths)
     widths = ", ".join(map(str, chosen.widths))
     figure = report.curves(
         lines,
@@ -108,7 +109,8 @@ def _sizes(run: _program.Run, results: Results) -> report.Section:
         + "; ".join(f"{k} {', '.join(map(format_number, y))}" for k, (_, y) in lines.items()),
         caption=f"Means over {chosen.num_seeds} seeds. Deeper: layers {depths} at width "
         f"{chosen.width}; wider: first stages of {widths} channels at "
-        f"{6 * chosen.width_blocks + 2} layers. The dashed line is the base network.",
+        f"{batchnorm.layers(chosen, chosen.width_blocks)} layers. The dashed line is the base "
+        "network.",
     )
     text = (
         "The number of BatchNorm parameters grows with depth and with width alike. Affine networks "

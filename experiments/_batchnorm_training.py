@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import _photographs as photographs
 from experiments._jacobian_training import crop_and_flip
 from poster_jax import batchnorm_only as room
 from poster_jax.core import batching, losses, models, training
@@ -29,6 +30,7 @@ AFFINE_UNIFORM = "affine only, γ in (0, 1)"
 SAME = "BatchNorm only, the same weights"
 MEASURED = ("accuracy", "loss", "diverged")  # of every network
 WEIGHTS = ("shortcut", "other")
+FAMILIES = ("CIFAR", "ImageNet")
 
 
 class Network(NamedTuple):
@@ -36,7 +38,7 @@ class Network(NamedTuple):
 
     Attributes:
       norm: as in `core.models.ResNet`.
-      num_blocks: n; depth is 6 n + 2.
+      num_blocks: n of CIFAR's, whose depth is 6 n + 2; the depth of ImageNet's.
       width: channels of the first stage.
     """
 
@@ -99,8 +101,21 @@ def networks(settings: Any) -> list[Network]:
     return list(dict.fromkeys([*batch, *(Network("affine", *size) for size in (base, *deep))]))
 
 
-def module_of(settings: Any, network: Network) -> models.ResNet:
+def layers(settings: Any, num_blocks: int) -> int:
+    """The depth of a network as it is named."""
+    return num_blocks if settings.network == "ImageNet" else 6 * num_blocks + 2
+
+
+def module_of(settings: Any, network: Network) -> Any:
     """The authors' network: shortcuts of 1x1 convolutions with their norm; drawn by `initial`."""
+    if settings.network == "ImageNet":
+        return models.ImageNetResNet(
+            network.num_blocks,
+            norm=network.norm,
+            width=network.width,
+            num_classes=settings.num_classes,
+            scan=network.num_blocks >= settings.scan_from,
+        )
     return models.ResNet(
         num_blocks=network.num_blocks,
         norm=network.norm,
@@ -111,14 +126,37 @@ def module_of(settings: Any, network: Network) -> models.ResNet:
     )
 
 
-def shapes_of(module: models.ResNet, x: Any) -> Any:
+def storage(settings: Any) -> dict[str, Any]:
+    """How `core.data.load` keeps the images."""
+    if settings.network == "ImageNet":
+        return {"side": settings.side, "scaling": "bytes"}
+    return {}
+
+
+def tested(settings: Any, x: Any) -> Any:
+    """Stored images as networks are tested on them."""
+    return photographs.centres(x, _seen(settings)) if settings.network == "ImageNet" else x
+
+
+def _moved(settings: Any, x: Any, key: Any) -> Any:
+    """Stored images as networks are trained on them."""
+    if settings.network == "ImageNet":
+        return photographs.random_views(x, key, _seen(settings))
+    return crop_and_flip(x, key)
+
+
+def _seen(settings: Any) -> int:
+    return round(photographs.CENTRE * settings.side)
+
+
+def shapes_of(module: Any, x: Any) -> Any:
     """Parameters of the network's shapes without memory: broadcast zeros."""
-    like = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    like = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
     shapes = jax.eval_shape(models.from_linen(module).init, jax.random.key(0), like)
     return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
 
 
-def initial(module: models.ResNet, x: Any, key: Any, ones: Any = False) -> Any:
+def initial(module: Any, x: Any, key: Any, ones: Any = False) -> Any:
     """Parameters before training, by the authors' laws.
 
     Kernels are He's normal, scales from U(0, 1), or 1; the output's bias as torch draws it, other
@@ -138,7 +176,11 @@ def initial(module: models.ResNet, x: Any, key: Any, ones: Any = False) -> Any:
         "uniform": jax.random.uniform(keys[1], (size["uniform"],)),
     }
     used = dict.fromkeys(numbers, 0)
-    bound = (4 * module.width) ** -0.5
+    (bound,) = (
+        leaf.shape[0] ** -0.5
+        for leaf, path, group in zip(leaves, paths, groups, strict=True)
+        if group == "output" and path.endswith("kernel")
+    )
     params = []
     for leaf, path, law in zip(leaves, paths, of_law, strict=True):
         if law == "zeros":
@@ -184,14 +226,14 @@ def train_one(
     loss_fn = training.model_loss(model, losses.softmax_cross_entropy)
     epoch_steps = training.steps_per_epoch(len(y), settings.batch_size)
     found = training.fit(
-        training.freeze(augmented(loss_fn) if settings.augment else loss_fn, frozen),
+        training.freeze(augmented(settings, loss_fn) if settings.augment else loss_fn, frozen),
         trainable,
         (x, y),
         order_key,
         optimizer=optimizer_of(settings, network, epoch_steps, mask),
         num_steps=epoch_steps * settings.num_epochs,
         batch_size=settings.batch_size,
-        model_state=model.init_state(key, x[:1]),
+        model_state=model.init_state(key, x[:1].astype(jnp.float32)),
     )
     params, state = training.merge(found.params, frozen), found.state.model_state
     right = accuracy(settings, model, params, state, (x_test, y_test))
@@ -204,24 +246,28 @@ def train_one(
 
 
 def optimizer_of(settings: Any, network: Network, epoch_steps: int, mask: Any) -> Any:
-    """The authors': SGD with momentum, weight decay on all that trains, two drops of the rate."""
+    """The authors': SGD with momentum, weight decay on all that trains, drops of the rate."""
     num_steps = epoch_steps * settings.num_epochs
-    drops = {num_steps // 2: 0.1, 3 * num_steps // 4: 0.1}
+    # As floats cut off, 30 of 90 epochs may become a step less.
+    drops = {int(share * num_steps + 1e-6): 0.1 for share in settings.drops}
+    rate = optax.piecewise_constant_schedule(settings.rate, drops)
+    if warmup := round(settings.warmup_epochs * epoch_steps):
+        rising = lambda step: rate(step) * jnp.minimum(1.0, (step + 1) / warmup)  # noqa: E731
     parts = [
         optax.add_decayed_weights(settings.weight_decay),
-        optax.sgd(optax.piecewise_constant_schedule(settings.rate, drops), momentum=0.9),
+        optax.sgd(rising if warmup else rate, momentum=0.9),
     ]
     if network.norm == "affine":
         parts.insert(0, optax.clip_by_global_norm(AFFINE_CLIP))
     return training.mask_updates(optax.chain(*parts), mask)
 
 
-def augmented(loss_fn: training.StatefulLoss) -> training.StatefulLoss:
-    """The loss of images mirrored at random and cut at random from a border of 4 pixels."""
+def augmented(settings: Any, loss_fn: training.StatefulLoss) -> training.StatefulLoss:
+    """The loss of images mirrored at random and moved by up to 4 pixels, or of parts of them."""
 
     def fn(params: Any, state: Any, batch: Any, key: Any) -> Any:
         x, y = batch
-        moved = crop_and_flip(x, jax.random.fold_in(key, 1))
+        moved = _moved(settings, x, jax.random.fold_in(key, 1))
         return loss_fn.fn(params, state, (moved, y), key)
 
     return training.stateful(fn)
@@ -231,5 +277,7 @@ def accuracy(settings: Any, model: models.Model, params: Any, state: Any, batch:
     """With the running statistics."""
     right = losses.accuracy(model.freeze(state))
     return batching.mean_over_batch(
-        lambda chunk: right(params, chunk), batch, microbatch=settings.microbatch
+        lambda chunk: right(params, (tested(settings, chunk[0]), chunk[1])),
+        batch,
+        microbatch=settings.microbatch,
     )

@@ -53,7 +53,7 @@ class Run:
 
     Attributes:
       name: of the experiment, the name of its file.
-      preset: "smoke", "laptop" or "paper".
+      preset: "smoke", "laptop" or "paper", or one more of the experiment's own.
       settings: the preset with the flags that were given.
       workdir: an existing directory.
       seed: at least 0.

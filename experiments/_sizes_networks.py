@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from experiments import _photographs as photographs
 from poster_jax.core import models
 from poster_jax.core.models.layers import batch_norm, conv
 from poster_jax.mixed_sizes import SizeMixture, resize_batch, smooth_gradients
 
-NETWORKS = ("convolutional", "ResNet")
+NETWORKS = ("convolutional", "ResNet", "ImageNet ResNet")
 FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # as in the authors' code
 
 
@@ -22,7 +23,8 @@ class Case(NamedTuple):
     Attributes:
       dataset: as `core.data.load` takes it.
       network: one of NETWORKS.
-      depth: layers of a ResNet, 6n + 2; a convolutional network has three convolutions.
+      depth: layers of a ResNet, 6n + 2, or of ImageNet's; a convolutional network has three
+        convolutions.
       mixture: sizes, their fractions, base size and batch.
       test_sizes: sides at which networks are tested, in pixels.
       rate: first learning rate.
@@ -34,6 +36,9 @@ class Case(NamedTuple):
       pad_mode: what comes in, as in `jnp.pad`.
       flip: whether half of the views are mirrored.
       passes: permutations of the training set in an epoch.
+      side: of photographs, stored as squares of so many pixels: views are random parts of them, and
+        tests see the centre. None takes images as they are.
+      width: channels of the first stage of ImageNet's ResNet.
     """
 
     dataset: str
@@ -50,6 +55,8 @@ class Case(NamedTuple):
     pad_mode: str = "edge"
     flip: bool = False
     passes: int = 1
+    side: int | None = None
+    width: int = 64
 
 
 class ConvolutionalNet(nn.Module):
@@ -76,6 +83,17 @@ def build(case: Case, num_classes: int) -> models.Model:
     """The network of a case."""
     if case.network == "convolutional":
         return models.from_linen(ConvolutionalNet(num_classes))
+    if case.network == "ImageNet ResNet":
+        # First weights as the authors', in `first_weights` for CIFAR's.
+        module = models.ImageNetResNet(
+            case.depth,
+            width=case.width,
+            num_classes=num_classes,
+            dense_init=nn.initializers.normal(0.01),
+            last_scale_init=nn.initializers.zeros,
+            scan=True,
+        )
+        return models.from_linen(module)
     module = models.ResNet(
         num_blocks=(case.depth - 2) // 6, num_classes=num_classes, kernel_init=FAN_OUT, scan=True
     )
@@ -88,7 +106,7 @@ def first_weights(case: Case, params: Any) -> Any:
     The last scale of each block of a ResNet is 0; its dense layer has standard deviation 0.01.
     """
     if case.network != "ResNet":
-        return params  # of this project
+        return params  # of this project, or drawn so
 
     def change(path: Any, leaf: Any) -> Any:
         *_, layer, kind = (entry.key for entry in path)
@@ -113,8 +131,20 @@ def move(case: Case, key: Any, image: Any) -> Any:
     return jnp.where(coin < 0.5, moved[:, ::-1], moved)
 
 
+def storage(case: Case) -> dict[str, Any]:
+    """How `core.data.load` keeps the images."""
+    return {} if case.side is None else {"side": case.side, "scaling": "bytes"}
+
+
+def resized(case: Case, images: Any, size: int) -> Any:
+    """Stored images as networks are tested on them."""
+    return resize_batch(images, size) if case.side is None else photographs.centres(images, size)
+
+
 def view_of(case: Case) -> Callable[[Any, Any, int], Any]:
     """`view(key, image, size)`, as `fit_mixed` takes it."""
+    if case.side is not None:
+        return photographs.random_view
 
     def view(key: Any, image: Any, size: int) -> Any:
         return resize_batch(move(case, key, image)[None], size)[0]

@@ -9,11 +9,10 @@ from matplotlib import style
 
 from experiments import _program
 from experiments._sizes_claims import area, claims_of, difference, interval_text, norms_by_size
-from experiments._sizes_networks import view_of
+from experiments._sizes_networks import resized, view_of
 from experiments._sizes_training import BATCH, COPIES, FIXED, METHODS, ROUGH, Examples, Results
 from poster_jax.core import report
 from poster_jax.core.claims import format_number
-from poster_jax.mixed_sizes import resize_batch
 
 POINTS = 40  # of a curve over training, at most: each is a mean over steps
 
@@ -33,8 +32,8 @@ def findings(run: _program.Run, found: list[tuple[Results, Examples]]) -> _progr
             )
     lead = (
         "Convolutional networks with global pooling take images of any size. Some were trained at "
-        "one size, others at four: B+ enlarges the batch where images are small, D+ repeats each "
-        "image with other random views, so that a step costs about as much at every size. All "
+        "one size, others at several: B+ enlarges the batch where images are small, D+ repeats "
+        "each image with other random views, so that a step costs about as much at every size. All "
         "processed as many pixels and started from the same weights. Before each test BatchNorm's "
         "statistics were calibrated with training images of the test size."
     )
@@ -192,13 +191,13 @@ def _images(results: Results, examples: Examples, end: str) -> report.Section:
 
     @jax.jit
     def draw(image: Any, keys: Any) -> dict[str, list[Any]]:
-        view, rows = view_of(case), {"resized": [resize_batch(image[None], s)[0] for s in sides]}
+        view, rows = view_of(case), {"resized": [resized(case, image[None], s)[0] for s in sides]}
         for number in range(3):
             rows[f"view {number + 1}"] = [view(keys[number], image, side) for side in sides]
         return rows
 
     rows = draw(image, jax.random.split(jax.random.key(0), 3))
-    low, high = float(jnp.min(image)), float(jnp.max(image))
+    low, high = float(jnp.min(rows["resized"][-1])), float(jnp.max(rows["resized"][-1]))
     with style.context(report.STYLE):
         figure = report.new_figure(1.4 * len(sides) + 0.6, 1.4 * len(rows) + 0.3)
         grid = figure.subplots(len(rows), len(sides), squeeze=False)

@@ -14,7 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._program import RefusedError, Run
-from experiments._sizes_networks import Case, build, first_weights, move, optimiser, view_of
+from experiments._sizes_networks import (
+    Case,
+    build,
+    first_weights,
+    move,
+    optimiser,
+    resized,
+    storage,
+    view_of,
+)
 from poster_jax.core import losses, training
 from poster_jax.core.cost import count_flops
 from poster_jax.mixed_sizes import (
@@ -102,7 +111,7 @@ class Task(NamedTuple):
 def prepare(run: Run, case: Case) -> tuple[Task, Examples]:
     """The task of a case and its examples."""
     chosen = run.settings
-    dataset = run.load(case.dataset)
+    dataset = run.load(case.dataset, **storage(case))
     (x, y), test = dataset.train, dataset.test
     if x.ndim != 4:
         raise RefusedError(f"{case.dataset} must hold images, got inputs {dataset.input_shape}.")
@@ -118,7 +127,9 @@ def prepare(run: Run, case: Case) -> tuple[Task, Examples]:
     def draw(key: Any, x: Any) -> tuple[Any, Any]:
         order, rows_key, view_key = jax.random.split(key, 3)
         rows = jax.random.randint(rows_key, (size[0] * size[1],), 0, len(x))
-        views = jax.vmap(partial(move, case))(jax.random.split(view_key, len(rows)), x[rows])
+        views = x[rows]
+        if case.side is None:  # of photographs the centres, as in tests
+            views = jax.vmap(partial(move, case))(jax.random.split(view_key, len(rows)), views)
         return order, views.reshape(*size, *x.shape[1:])
 
     order, views = draw(jax.random.fold_in(run.key, 2**31), x)
@@ -127,7 +138,7 @@ def prepare(run: Run, case: Case) -> tuple[Task, Examples]:
 
 def init_one(task: Task, x: Any, key: Any) -> tuple[Any, Any]:
     """Weights and BatchNorm's statistics of one network, before training."""
-    network = build(task.case, task.num_classes)
+    network, x = build(task.case, task.num_classes), x.astype(jnp.float32)
     return first_weights(task.case, network.init(key, x)), network.init_state(key, x)
 
 
@@ -177,6 +188,7 @@ def test_one(task: Task, examples: Examples, looks: Any) -> dict[str, Any]:
             examples.calibration,
             jax.random.key(0),
             microbatch=task.settings.microbatch,
+            resize=partial(resized, task.case),
             **options,
         )
         return found.accuracy
@@ -267,7 +279,7 @@ def measure(run: Run, case: Case, update: Callable[[str], None]) -> tuple[Result
 
 def _flops(task: Task, examples: Examples) -> np.ndarray:
     """Of one image at each test size."""
-    network, x = build(task.case, task.num_classes), examples.train[0][:1]
+    network, x = build(task.case, task.num_classes), examples.train[0][:1].astype(jnp.float32)
     key = jax.random.key(0)
     params, state = jax.eval_shape(lambda x: (network.init(key, x), network.init_state(key, x)), x)
     sides = [(1, size, size, x.shape[-1]) for size in task.case.test_sizes]

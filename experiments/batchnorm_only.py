@@ -7,6 +7,7 @@ many random weights, everything; without normalisation; deeper and wider.
     python -m experiments.batchnorm_only --preset=smoke     # half a minute, to see that it runs
     python -m experiments.batchnorm_only                    # laptop: ResNets on the digits
     python -m experiments.batchnorm_only --preset=paper     # ResNet-14 to -866 on CIFAR-10, a GPU
+    python -m experiments.batchnorm_only --preset=imagenet  # ResNet-18 to -200, weeks of GPUs
 """
 
 import dataclasses
@@ -29,7 +30,11 @@ class Settings:
 
     dataset: str = _program.setting("digits", "name for core.data.load")
     num_classes: int = _program.setting(10, "classes of the data set")
-    num_blocks: int = _program.setting(1, "blocks a stage of the network that all conditions train")
+    network: str = _program.setting("CIFAR", "whose ResNets: CIFAR or ImageNet")
+    side: int = _program.setting(256, "pixels of ImageNet's stored squares; networks see 7/8 of it")
+    num_blocks: int = _program.setting(
+        1, "blocks a stage of the network that all conditions train; layers of ImageNet's"
+    )
     width: int = _program.setting(8, "channels of its first stage")
     depths: tuple = _program.setting((1, 2, 4), "blocks a stage where depth is varied, same width")
     widths: tuple = _program.setting((4, 8, 16), "widths where width is varied")
@@ -38,7 +43,9 @@ class Settings:
     num_seeds: int = _program.setting(4, "networks of each condition")
     num_epochs: int = _program.setting(20, "passes over the training part")
     batch_size: int = _program.setting(128, "examples a step")
-    rate: float = _program.setting(0.1, "learning rate; a tenth after 50 and 75 % of the epochs")
+    rate: float = _program.setting(0.1, "learning rate; falls to a tenth at the drops")
+    drops: tuple = _program.setting((0.5, 0.75), "shares of the epochs after which it falls")
+    warmup_epochs: float = _program.setting(0.0, "epochs over which the rate grows from 0")
     weight_decay: float = _program.setting(1e-4, "of everything that trains, BatchNorm included")
     augment: bool = _program.setting(False, "whether images are mirrored and shifted")
     one_program: bool = _program.setting(
@@ -51,6 +58,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         checks.check_positive("rate", self.rate)
+        checks.check_choice("network", self.network, list(batchnorm.FAMILIES))
         if 2 not in self.per_channel:
             raise ValueError(f"per_channel must hold 2, as BatchNorm has, got {self.per_channel}.")
 
@@ -81,13 +89,34 @@ PRESETS = {
         one_program=False,
         full_length=True,
     ),
+    # ResNet-50 for the conditions; ResNet-18 to -200.
+    "imagenet": Settings(
+        dataset="tfds:imagenet2012",
+        num_classes=1000,
+        network="ImageNet",
+        num_blocks=50,
+        width=64,
+        depths=(18, 34, 50, 101, 200),
+        widths=(64,),
+        width_blocks=50,
+        per_channel=(2, 4, 8, 16, 32, 64),
+        num_seeds=3,
+        num_epochs=90,
+        batch_size=1024,
+        rate=0.4,
+        drops=(30 / 90, 60 / 90, 80 / 90),
+        warmup_epochs=5.0,
+        augment=True,
+        one_program=False,
+        microbatch=256,
+    ),
 }
 
 
 def experiment(run: _program.Run) -> _program.Findings:
     """Trains every condition and every size, measures features; words are in the report."""
     chosen = run.settings
-    dataset = run.load(chosen.dataset)
+    dataset = run.load(chosen.dataset, **batchnorm.storage(chosen))
     if dataset.num_classes != chosen.num_classes:
         raise _program.RefusedError(
             f"flag --num_classes={chosen.num_classes}: {chosen.dataset} has {dataset.num_classes}."

@@ -8,16 +8,17 @@ adapted to the size, on as many pixels, and tested at all sizes.
     python -m experiments.mix_and_match --preset=smoke   # to see that it runs
     python -m experiments.mix_and_match                  # laptop: digits at 8 to 24 pixels
     python -m experiments.mix_and_match --preset=paper   # CIFAR-10 and 100, ResNet-44; a GPU, days
+    python -m experiments.mix_and_match --preset=imagenet144  # mean size 144, ResNet-50; or 224
 """
 
 import dataclasses
 
 from experiments import _program
-from experiments._sizes_networks import NETWORKS, Case
+from experiments._sizes_networks import NETWORKS, Case, storage
 from experiments._sizes_report import findings
 from experiments._sizes_training import measure
 from poster_jax.core import checks
-from poster_jax.mixed_sizes import CIFAR, SizeMixture
+from poster_jax.mixed_sizes import CIFAR, IMAGENET_144, IMAGENET_224, SizeMixture
 
 DIGITS = Case(
     "digits",
@@ -36,6 +37,7 @@ class Settings:
     """One instance a preset; every number and text is a flag."""
 
     cases: tuple = _program.setting((DIGITS,), "data sets with their networks")
+    side: int = _program.setting(256, "pixels of the stored squares of photographs")
     num_seeds: int = _program.setting(5, "networks of each method")
     num_looks: int = _program.setting(10, "looks at the accuracy during training")
     calibration_batches: int = _program.setting(8, "batches that give BatchNorm's statistics")
@@ -71,6 +73,30 @@ def _paper(dataset: str) -> Case:
     )
 
 
+def _photographs(mixture: SizeMixture) -> Settings:
+    """ResNet-50 and the usual schedule; `--side` is put in when it runs."""
+    case = Case(
+        "tfds:imagenet2012",
+        "ImageNet ResNet",
+        50,
+        mixture,
+        (96, 128, 160, 192, 224, 256, 288, 320, 384, 448),
+        0.1,
+        epochs=90,
+        drops=(30 / 90, 60 / 90, 80 / 90),
+        side=256,
+    )
+    return Settings(
+        cases=(case,),
+        num_seeds=3,
+        num_looks=9,
+        calibration_batches=32,
+        calibration_size=64,
+        num_resamples=9999,
+        microbatch=250,
+    )
+
+
 PRESETS = {
     "smoke": Settings(
         cases=(
@@ -91,14 +117,18 @@ PRESETS = {
         calibration_size=64,
         num_resamples=9999,
     ),
+    "imagenet144": _photographs(IMAGENET_144),
+    "imagenet224": _photographs(IMAGENET_224),
 }
 
 
 def experiment(run: _program.Run) -> _program.Findings:
     """Trains, tests, compares; words and pictures are in the report."""
-    cases, found = run.settings.cases, []
-    for case in cases:
-        run.load(case.dataset)  # a set that is not there is told before anything is trained
+    side, found = run.settings.side, []
+    cases = [case if case.side is None else case._replace(side=side) for case in run.settings.cases]
+    # A set that is not there is told before anything is trained; the first is read at once anyway.
+    for case in cases[1:]:
+        run.load(case.dataset, **storage(case))
     stages = 4 * len(cases)
     with run.progress("mixed sizes", stages) as update:
         done = iter(range(stages))

@@ -17,8 +17,8 @@ def parameter_groups(params: Params) -> Params:
     """The group of every leaf: "batchnorm", "output", "shortcut" or "other".
 
     BatchNorm's are the leaves beside one called "scale" (its gamma; "bias" is its beta). The output
-    is the last layer with a matrix for a kernel. Shortcuts are 1x1 convolutions; their BatchNorm
-    counts as BatchNorm.
+    is the last layer with a matrix for a kernel. Shortcuts are the layers called "shortcut" or,
+    where there are none, 1x1 convolutions; their BatchNorm counts as BatchNorm.
 
     Args:
       params: of a Flax network, Linen or NNX: leaves called "kernel", "bias", "scale".
@@ -45,12 +45,16 @@ def parameter_groups(params: Params) -> Params:
     paths = leaf_paths(params)
     parents = [path.rpartition("/")[0] for path in paths]
     kernels = {
-        parent: leaf.ndim if leaf.ndim != 4 or leaf.shape[:2] != (1, 1) else 0
+        parent: leaf.shape
         for parent, path, leaf in zip(parents, paths, leaves, strict=True)
         if path.rpartition("/")[2] == "kernel"
     }
+    # By name where there is one: a bottleneck's own convolutions are of 1x1 too.
+    shortcuts = {p for p in kernels if p.rpartition("/")[2] == "shortcut"} or {
+        p for p, shape in kernels.items() if len(shape) == 4 and shape[:2] == (1, 1)
+    }
     normalised = {p for p, path in zip(parents, paths, strict=True) if path.endswith("scale")}
-    matrices = sorted((p for p, ndim in kernels.items() if ndim == 2), key=_natural)
+    matrices = sorted((p for p, shape in kernels.items() if len(shape) == 2), key=_natural)
     output = matrices[-1] if matrices else None
 
     def group(parent: str) -> str:
@@ -58,7 +62,7 @@ def parameter_groups(params: Params) -> Params:
             return "batchnorm"
         if parent == output:
             return "output"
-        return "shortcut" if kernels.get(parent) == 0 else "other"
+        return "shortcut" if parent in shortcuts else "other"
 
     return structure.unflatten(list(map(group, parents)))
 

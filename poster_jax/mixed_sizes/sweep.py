@@ -1,6 +1,6 @@
 """How accurate is a network at each size of its images?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ def size_sweep(
     sizes: Sequence[int],
     calibrate: bool = True,
     microbatch: int | None = None,
+    resize: Callable[[Any, int], Any] = resize_batch,
 ) -> SizeSweep:
     """Accuracy at each test size, with BatchNorm recalibrated for the size or left as it is.
 
@@ -49,6 +50,7 @@ def size_sweep(
       sizes: sides in pixels to which both are resized.
       calibrate: whether statistics are those of train_batches at the test size.
       microbatch: test images evaluated at once; None takes all.
+      resize: `resize(images, size)` of both; images may be stored in any form that it takes.
 
     Returns:
       `SizeSweep(accuracy, pixels)`.
@@ -74,11 +76,11 @@ def size_sweep(
     for size in sizes:
         fresh = state
         if calibrate:
-            batches = jax.vmap(partial(resize_batch, size=size))(train_batches)
+            batches = jax.vmap(partial(resize, size=size))(train_batches)
             fresh = recalibrate(model, params, state, batches, key)
 
         def logits(x: Any, fresh: Any = fresh, size: int = size) -> Any:
-            return model.apply_eval(params, fresh, resize_batch(x, size))
+            return model.apply_eval(params, fresh, resize(x, size))
 
         outputs = map_over_batch(logits, images, microbatch=microbatch)
         accuracy.append(top_1(outputs, labels))

@@ -79,6 +79,39 @@ def resnet(params, state, x):
     return dense(params["Dense_0"], x.mean((1, 2)))
 
 
+def imagenet_resnet(params, state, x, blocks):
+    """`blocks` of each stage; parameters of blocks one by one, in their order."""
+    stats = state["batch_stats"]
+
+    def conv_norm(params, stats, number, x, stride=1, padding=0, name=None):
+        x = conv(params[name or f"Conv_{number}"], x, stride, padding)
+        return norm(params[f"BatchNorm_{number}"], stats[f"BatchNorm_{number}"], x)
+
+    x = relu(conv_norm(params, stats, 0, x, 2, 3))
+    x = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-np.inf)
+    height, width = ((s - 3) // 2 + 1 for s in x.shape[1:3])
+    windows = [
+        [x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2)) for j in range(width)]
+        for i in range(height)
+    ]
+    x = np.moveaxis(np.array(windows), 2, 0)
+    firsts = np.cumsum((0, *blocks))
+    for index in range(sum(blocks)):
+        p, s = params[f"Block_{index}"], stats[f"Block_{index}"]
+        stride = 2 if index in firsts[1:] else 1
+        if "Conv_2" in p:
+            y = relu(conv_norm(p, s, 0, x))
+            y = relu(conv_norm(p, s, 1, y, stride, 1))
+            y = conv_norm(p, s, 2, y)
+        else:
+            y = relu(conv_norm(p, s, 0, x, stride, 1))
+            y = conv_norm(p, s, 1, y, 1, 1)
+        if "shortcut" in p:
+            x = conv_norm(p, s, 3 if "Conv_2" in p else 2, x, stride, name="shortcut")
+        x = relu(x + y)
+    return dense(params["Dense_0"], x.mean((1, 2)))
+
+
 def vgg(params, state, x):
     stats = state["batch_stats"] if state else {}
     pooled_after = (1, 2) if "Conv_2" in params else (0, 1)  # the two cases of the tests

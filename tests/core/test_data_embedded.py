@@ -124,6 +124,9 @@ def test_importing_data_imports_no_data_library():
         ({"seed": -1}, ValueError, "seed must be at least 0"),
         ({"data_dir": "/tmp"}, ValueError, "data_dir is for 'tfds:' sets"),
         ({"splits": ("a", "b")}, ValueError, "splits is for 'tfds:' sets"),
+        ({"side": 8}, ValueError, "side is for 'tfds:' sets"),
+        ({"side": 8.0}, TypeError, "side must be an integer"),
+        ({"scaling": "bytes"}, ValueError, "scaling 'bytes' is for images stored as bytes"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, error, message):

@@ -2,12 +2,14 @@
 
 import builtins
 import importlib.util
+import io
 import pathlib
 import shlex
 import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from poster_jax.core import data
@@ -22,6 +24,73 @@ _spec.loader.exec_module(make_tfds)
 def _drawn(split, shape):
     pairs = [make_tfds.picture(split, i, shape) for i in range(make_tfds.SIZES[split])]
     return np.stack([x for x, _ in pairs]).astype(np.float64), np.array([y for _, y in pairs])
+
+
+def _files(split):
+    return [make_tfds.photograph(split, i) for i in range(make_tfds.SIZES[split])]
+
+
+def _triangles(length, new):
+    """(new, length): each new pixel's weights, triangles as wide as a new pixel, or an old one."""
+    scale = length / new
+    centre, width = (np.arange(new)[:, None] + 0.5) * scale, max(scale, 1)
+    weights = np.maximum(0, 1 - abs(np.arange(length) + 0.5 - centre) / width)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def _pixels(file):
+    with PIL.Image.open(io.BytesIO(file)) as picture:
+        return np.asarray(picture.convert("RGB"), np.float64)
+
+
+def _square(pixels, side):
+    """By hand: the short side resized, the centre cut out, in float64."""
+    height, width = (n * side // min(pixels.shape[:2]) for n in pixels.shape[:2])
+    rows, columns = _triangles(pixels.shape[0], height), _triangles(pixels.shape[1], width)
+    resized = np.einsum("ih,jw,hwc->ijc", rows, columns, pixels)
+    top, left = (height - side) // 2, (width - side) // 2
+    return resized[top : top + side, left : left + side]
+
+
+@pytest.mark.parametrize("side", [16, 48])
+def test_pictures_of_all_shapes_become_squares_by_a_triangle_filter(side):
+    got = data.load("tfds:imagenet2012", side=side, scaling="bytes", data_dir=TFDS)
+    assert (got.num_classes, got.input_shape) == (1000, (side, side, 3))
+    for part, split in ((got.train, "train"), (got.test, "validation")):
+        files, labels = zip(*_files(split), strict=True)
+        wanted = np.stack([_square(_pixels(file), side) for file in files])
+        assert part[0].dtype == np.uint8
+        assert np.ptp(wanted) > 40
+        # PIL rounds after each direction.
+        np.testing.assert_allclose(part[0], wanted, atol=1.1)
+        np.testing.assert_array_equal(part[1], labels)
+
+
+def test_squares_of_fewer_pictures_are_those_of_all():
+    squares = {"side": 8, "scaling": "bytes", "data_dir": TFDS}
+    whole, few = (data.load("tfds:imagenet2012", num_train=n, **squares) for n in (None, 4))
+    chosen = np.random.RandomState(0).permutation(20)[:4]
+    np.testing.assert_array_equal(few.train[0], whole.train[0][chosen])
+    np.testing.assert_array_equal(few.train[1], whole.train[1][chosen])
+
+
+def test_a_side_is_for_pictures_of_one_shape_too():
+    stored, squares = (
+        data.load("tfds:cifar100", side=side, scaling="none", data_dir=TFDS) for side in (None, 12)
+    )
+    assert stored.num_classes == 100
+    assert max(stored.train[1]) > 50
+    wanted = np.stack([_square(x, 12) for x in np.asarray(stored.train[0], np.float64)])
+    np.testing.assert_allclose(squares.train[0], wanted, atol=1.1)
+    assert squares.train[0].dtype == np.float32
+
+
+def test_bytes_are_a_quarter_of_the_floats():
+    stored, scaled = (
+        data.load("tfds:cifar10", scaling=scaling, data_dir=TFDS) for scaling in ("bytes", "none")
+    )
+    assert scaled.train[0].nbytes == 4 * stored.train[0].nbytes
+    np.testing.assert_array_equal(stored.train[0], scaled.train[0])
 
 
 @pytest.mark.parametrize(("name", "shape"), [("mnist", (28, 28, 1)), ("cifar10", (32, 32, 3))])
@@ -129,6 +198,14 @@ def test_a_missing_package_gives_the_extra_that_brings_it(monkeypatch, missing):
         ("mnist", {"splits": ("train", "dev")}, "splits must be parts of those .*got 'dev'"),
         ("mnist", {"num_train": 21}, "num_train must be at most 20"),
         ("mnist", {"num_test": 11}, "num_test must be at most 10"),
+        ("mnist", {"side": 0}, "side must be"),
+        (
+            "imagenet2012",
+            {},
+            r"one shape, got 'tfds:imagenet2012' with .*: side=64 makes one array of them, of "
+            r"0.000319 GB, side=224 one of 0.00391 GB\.$",
+        ),
+        ("imagenet2012", {"side": 8, "splits": ("train", "test")}, "splits must hold labelled"),
     ],
 )
 def test_bad_arguments_are_named(name, kwargs, message):

@@ -3,21 +3,24 @@
     python -m venv venv && venv/bin/pip install 'poster_jax[tfds-prepare]'
     venv/bin/python tests/data/make_tfds.py
 
-The builders have the names, versions and features of the real mnist and cifar10 (and one set has a
-config and no test split); the pictures are drawn here, some bars on a ground, so that a reader that
-swaps, shifts or scales anything gives other numbers than `picture`, which the tests import. Made
-with tensorflow-cpu 2.21.0, tensorflow-datasets 4.9.10, array_record 0.8.6.
+The builders have the names, versions and features of the real mnist, cifar10, cifar100 and
+imagenet2012 (and one set has a config and no test split); the pictures are drawn here, some bars on
+a ground, so that a reader that swaps, shifts or scales anything gives other numbers than `picture`
+and `photograph`, which the tests import. Made with tensorflow-cpu 2.21.0, tensorflow-datasets
+4.9.10, array_record 0.8.6.
 """
 
+import io
 import pathlib
 import shutil
+from typing import ClassVar
 
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer"]
 CIFAR10 += ["dog", "frog", "horse", "ship", "truck"]
-SIZES = {"train": 20, "test": 10}
+SIZES = {"train": 20, "test": 10, "validation": 6}
 
 
 def picture(split: str, index: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, int]:
@@ -30,21 +33,37 @@ def picture(split: str, index: int, shape: tuple[int, int, int]) -> tuple[np.nda
     return np.where(bar, 255 - shade, shade).astype(np.uint8), (3 * number + 1) % 10
 
 
+def photograph(split: str, index: int) -> tuple[bytes, int]:
+    """JPEG file and label of one of ImageNet's: shapes vary, one is grey, one has four inks."""
+    from PIL import Image
+
+    shape = (40 + 7 * (index % 3), 34 + 5 * (index % 5), 3)
+    pixels, number = picture("train" if split == "train" else "test", index, shape)
+    mode = {4: "L", 5: "CMYK"}.get(index, "RGB")
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, "JPEG", quality=90)
+    return file.getvalue(), 97 * number + index
+
+
 def main() -> None:
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
 
     class Drawn(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         shape = (28, 28, 1)
-        names = None
+        labels: ClassVar = {"num_classes": 10}
         splits = ("train", "test")
         more = ()
 
+        @property
+        def image(self):
+            return {"shape": self.shape}
+
         def _info(self):
-            kind = {"names": self.names} if self.names else {"num_classes": 10}
             features = {
                 **dict(self.more),
-                "image": tfds.features.Image(shape=self.shape),
-                "label": tfds.features.ClassLabel(**kind),
+                "image": tfds.features.Image(**self.image),
+                "label": tfds.features.ClassLabel(**self.labels),
             }
             return tfds.core.DatasetInfo(
                 builder=self,
@@ -60,9 +79,14 @@ def main() -> None:
 
         def _generate_examples(self, split):
             for index in range(SIZES[split]):
-                pixels, number = picture(split, index, self.shape)
-                more = {name: f"{split}_{index:05d}" for name, _ in self.more}
+                pixels, number = self.draw(split, index)
+                text = {"id": f"{split}_{index:05d}", "coarse_label": number % 20}
+                text["file_name"] = text["id"] + ".JPEG"
+                more = {name: text[name] for name, _ in self.more}
                 yield index, {"image": pixels, "label": number, **more}
+
+        def draw(self, split, index):
+            return picture(split, index, self.shape)
 
     class Mnist(Drawn):
         VERSION = tfds.core.Version("3.0.1")
@@ -70,8 +94,34 @@ def main() -> None:
     class Cifar10(Drawn):
         VERSION = tfds.core.Version("3.0.2")
         shape = (32, 32, 3)
-        names = CIFAR10
+        labels: ClassVar = {"names": CIFAR10}
         more = (("id", tfds.features.Text()),)
+
+    class Cifar100(Drawn):
+        VERSION = tfds.core.Version("3.0.2")
+        shape = (32, 32, 3)
+        labels: ClassVar = {"num_classes": 100}
+
+        def draw(self, split, index):
+            pixels, number = super().draw(split, index)
+            return pixels, 10 * number + index % 10
+
+        more = (
+            ("id", tfds.features.Text()),
+            ("coarse_label", tfds.features.ClassLabel(num_classes=20)),
+        )
+
+    class Imagenet2012(Drawn):
+        VERSION = tfds.core.Version("5.1.0")
+        splits = ("train", "validation", "test")
+        image: ClassVar = {"encoding_format": "jpeg"}
+        labels: ClassVar = {"names_file": imagenet_common.label_names_file()}
+        more = (("file_name", tfds.features.Text()),)
+
+        def draw(self, split, index):
+            file, number = photograph(split, index)
+            # As in the real set, the test part has no labels.
+            return io.BytesIO(file), -1 if split == "test" else number
 
     class Bars(Drawn):
         VERSION = tfds.core.Version("1.0.0")
@@ -82,6 +132,8 @@ def main() -> None:
     for builder, folder, file_format in (
         (Mnist, "tfds", "array_record"),
         (Cifar10, "tfds", "array_record"),
+        (Cifar100, "tfds", "array_record"),
+        (Imagenet2012, "tfds", "array_record"),
         (Bars, "tfds", "array_record"),
         (Mnist, "tfds_tfrecord", "tfrecord"),
     ):

@@ -21,6 +21,7 @@ TFDS = pathlib.Path(__file__).parents[1] / "data" / "tfds"
 # Blocks one by one, and in a loop, where leaves are stacked.
 BOTH_FORMS = [pytest.param(False, marks=pytest.mark.slow), True]
 LAPTOP, PAPER = experiment.PRESETS["laptop"], experiment.PRESETS["paper"]
+IMAGENET = experiment.PRESETS["imagenet"]
 
 
 def test_the_paper_trains_resnet_14_to_866_and_widths_to_512_for_160_epochs():
@@ -57,7 +58,9 @@ def test_augmented_images_are_other_ones_at_every_step_and_the_labels_stay(key):
     seen = training.stateful(lambda p, s, batch, key: (jnp.zeros(()), batch))
     images = []
     for seed in (0, 1):
-        _, (moved, labels) = batchnorm.augmented(seen).fn((), (), (x, y), jax.random.key(seed))
+        _, (moved, labels) = batchnorm.augmented(LAPTOP, seen).fn(
+            (), (), (x, y), jax.random.key(seed)
+        )
         np.testing.assert_array_equal(labels, y)
         images.append(np.asarray(moved))
     same = (images[0] == images[1]).all((1, 2, 3)).mean()
@@ -126,6 +129,55 @@ def test_layers_come_in_the_order_of_the_network(scan, key):
     found = population.layer_places(params, n)
     assert found == [int(row[0]) for row in rows]
     assert sorted(found) == list(range(1 + sum(counts)))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_layers_of_imagenets_networks_come_in_their_order_too(scan, key):
+    """ResNet-50: three norms a block, four in the first of each stage."""
+    module = models.ImageNetResNet(50, width=1, num_classes=2, scan=scan)
+    shapes = jax.eval_shape(models.from_linen(module).init, key, jnp.ones((1, 32, 32, 3)))
+    stages = (3, 4, 6, 3)
+    first_of = np.cumsum((0, *stages))[:-1]
+    counts = [3 + (block in first_of) for block in range(16)]
+    starts = 1 + np.concatenate([[0], np.cumsum(counts)])
+
+    def numbered(path, leaf):
+        names = [entry.key for entry in path]
+        if names[-1] != "scale" or len(names) == 2:
+            return np.zeros(leaf.shape, np.float32)
+        index, place = int(names[0].split("_")[1]), int(names[-2].split("_")[1])
+        if names[0].startswith("Stage"):
+            blocks = first_of[index] + 1 + np.arange(leaf.shape[0])
+        else:
+            blocks = first_of[index] if scan else index
+        values = np.asarray(starts[blocks] + place, np.float32)
+        return np.broadcast_to(values[..., None], leaf.shape)
+
+    params = jax.tree_util.tree_map_with_path(numbered, shapes)
+    rows = [r for s in batchnorm_only.gammas(params).values() for r in s.reshape(-1, s.shape[-1])]
+    found = population.layer_places(params, stages)
+    assert found == [int(row[0]) for row in rows]
+    assert sorted(found) == list(range(1 + sum(counts)))
+
+
+def test_bottlenecks_have_three_rectifiers(key):
+    """Every layer once, and the last gives the logits."""
+    module = models.ImageNetResNet(50, width=1, num_classes=3, scan=True)
+    model = models.from_linen(module)
+    x = jax.random.normal(key, (4, 32, 32, 3))
+
+    @jax.jit
+    def ask(x):
+        params, state = batchnorm.initial(module, x, key), model.init_state(key, x)
+        units = population.activations(module, {"params": params, **state}, x, train=False)
+        return params["Dense_0"], model.apply_eval(params, state, x), units
+
+    dense, logits, units = ask(x)
+    assert len(units) == 1 + 3 * 16
+    assert all((unit >= 0).all() for unit in units.values())
+    last = [u for name, u in units.items() if u.shape[-1] == 32 and "BatchNorm" not in name][-1]
+    expected = last.mean((1, 2)) @ dense["kernel"] + dense["bias"]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * float(np.abs(logits).max()))
 
 
 @pytest.mark.parametrize("scan", BOTH_FORMS)
@@ -277,10 +329,46 @@ def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch)
     tiny = {"num_blocks": 2, "width": 2, "depths": (2,), "widths": (2,), "width_blocks": 2}
     run = {"num_seeds": 2, "num_epochs": 1, "batch_size": 10, "scan_from": 2, "microbatch": 6}
     # One program for all conditions: that of a part alone runs for the network without norm.
+    tiny |= {"dataset": "tfds:cifar100", "num_classes": 100}
     settings = dataclasses.replace(PAPER, **tiny, **run, per_channel=(2,), one_program=True)
     found = _execute(tmp_path, settings)
     assert [claim.name for claim in found.claims] == [f"C{i}" for i in range(1, 7)]
     assert all(claim.num_samples == 2 for claim in found.claims)
+
+
+@pytest.mark.slow
+def test_the_imagenet_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
+    """Twenty photographs of many shapes; parts of them in training, the centre in tests."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
+    monkeypatch.setattr(_program.Run, "mesh", None)
+    tiny = {"num_blocks": 18, "width": 2, "depths": (18,), "widths": (2,), "width_blocks": 18}
+    run = {"num_seeds": 2, "num_epochs": 1, "batch_size": 10, "side": 32, "microbatch": 6}
+    settings = dataclasses.replace(
+        IMAGENET, **tiny, **run, warmup_epochs=1.0, per_channel=(2,), one_program=True
+    )
+    found = _execute(tmp_path, settings)
+    assert {claim.num_samples for claim in found.claims} == {2}
+    assert "ResNet-18 of width 2 on tfds:imagenet2012" in found.lead
+
+
+def test_imagenet_is_trained_by_the_usual_recipe():
+    """Rates by the step of 90 epochs of 1251 steps: up over 5, down at 30, 60 and 80."""
+    steps = 1_281_167 // IMAGENET.batch_size
+    network = batchnorm.Network("batch", IMAGENET.num_blocks, IMAGENET.width)
+    settings = dataclasses.replace(IMAGENET, weight_decay=0.0)
+    optimizer = batchnorm.optimizer_of(settings, network, steps, {"w": jnp.ones(())})
+    state = optimizer.init({"w": jnp.zeros(())})
+    drops = steps * np.array([30, 60, 80])
+    counts = [0, 5 * steps // 2, 5 * steps, drops[0] - 1, *drops]
+
+    @jax.jit
+    def first_update(count):
+        at = jax.tree.map(lambda a: count if a.dtype == jnp.int32 else a, state)
+        return optimizer.update({"w": jnp.ones(())}, at, {"w": jnp.zeros(())})[0]["w"]
+
+    rates = [-float(first_update(count)) for count in counts]
+    expected = [0.4 / (5 * steps), 0.2, 0.4, 0.4, 0.04, 0.004, 0.0004]
+    np.testing.assert_allclose(rates, expected, rtol=1e-3)
 
 
 def _execute(folder, settings):

@@ -14,7 +14,9 @@ from experiments import _sizes_claims as found_claims
 from experiments import _sizes_networks as networks
 from experiments import _sizes_training as training
 from experiments import mix_and_match as experiment
+from poster_jax import batchnorm_only
 from poster_jax.core import claims
+from poster_jax.core.models import imagenet_resnet
 from poster_jax.mixed_sizes import SizeMixture
 
 TFDS = pathlib.Path(__file__).parents[1] / "data" / "tfds"
@@ -206,7 +208,7 @@ def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch)
     monkeypatch.setattr(_program.Run, "mesh", None)
     tiny = (
         experiment.PRESETS["paper"]
-        .cases[0]
+        .cases[1]
         ._replace(
             depth=8, mixture=SizeMixture((16, 8), (0.5, 0.5), 16, 2), test_sizes=(8, 16), epochs=1
         )
@@ -221,6 +223,46 @@ def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch)
         calibration_size=4,
         num_resamples=50,
     )
-    assert [claim.name for claim in found.claims] == _names("cifar10")
+    assert [claim.name for claim in found.claims] == _names("cifar100")
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(row["calibrated"]).all() for row in rows)
+
+
+@pytest.mark.slow
+def test_the_imagenet_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
+    """Twenty photographs of many shapes, a narrow network of a block a stage, two sizes."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
+    monkeypatch.setattr(_program.Run, "mesh", None)
+    monkeypatch.setitem(imagenet_resnet.STAGES, 18, (1, 1, 1, 1))  # to compile half as long
+    (case,) = experiment.PRESETS["imagenet144"].cases
+    mixture = SizeMixture((32, 16), (0.5, 0.5), 32, 2)
+    tiny = case._replace(depth=18, width=2, mixture=mixture, test_sizes=(16, 32), epochs=1)
+    small = {"num_looks": 1, "calibration_batches": 2, "calibration_size": 4, "num_resamples": 50}
+    found = _execute(tmp_path, preset="imagenet144", cases=(tiny,), side=40, num_seeds=2, **small)
+    assert [claim.name for claim in found.claims] == _names("imagenet2012")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["calibrated"]).all() for row in rows)
+
+
+def test_imagenet_is_resnet_50_with_the_authors_sizes_and_schedule():
+    for preset, mean in (("imagenet144", 144), ("imagenet224", 224)):
+        chosen = experiment.PRESETS[preset]
+        (case,) = chosen.cases
+        assert (case.depth, case.width, case.epochs, case.rate) == (50, 64, 90, 0.1)
+        np.testing.assert_allclose(np.multiply(case.drops, 90), [30, 60, 80])
+        assert (case.test_sizes[0], case.test_sizes[-1]) == (96, 448)
+        size = np.dot(case.mixture.sizes, case.mixture.fractions)
+        assert abs(size - mean) < 8
+        task = training.Task(case, chosen, 1000, 1_281_167)
+        assert task.num_steps(training.FIXED) == 9 * round(90 * (1_281_167 // 64) / 9)
+
+
+def test_photographs_start_as_the_authors_do_and_are_views_of_bytes(key):
+    case = experiment.PRESETS["imagenet144"].cases[0]._replace(depth=18, width=2, side=40)
+    net, x = networks.build(case, 5), jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    params = networks.first_weights(case, jax.jit(net.init)(key, jnp.ones(x.shape)))
+    zeros = [leaf for leaf in jax.tree.leaves(batchnorm_only.gammas(params)) if not np.any(leaf)]
+    assert sum(leaf.size for leaf in zeros) == 2 * (2 + 4 + 8 + 16)  # the last of each block
+    square = jnp.zeros((40, 40, 3), jnp.uint8)
+    view = jax.eval_shape(lambda key: networks.view_of(case)(key, square, 24), key)
+    assert (view.shape, view.dtype) == ((24, 24, 3), jnp.float32)

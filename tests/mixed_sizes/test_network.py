@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from poster_jax.core.models import from_linen
 from poster_jax.core.recalibration import recalibrate
-from poster_jax.mixed_sizes import augment_duplicates, size_sweep
+from poster_jax.mixed_sizes import augment_duplicates, resize_batch, size_sweep
 
 
 class _Net(nn.Module):
@@ -73,9 +73,20 @@ def test_a_sweep_calibrates_for_each_size():
             fresh = recalibrate(MODEL, params, state, x, KEY)
             x = jax.image.resize(images, (8, size, size, 2), "linear")
             by_hand.append(MODEL.apply_eval(params, fresh, x))
-        return sweep(sizes=(6, 9)), by_hand
+        doubled = size_sweep(
+            MODEL,
+            params,
+            state,
+            (2 * images, labels),
+            2 * train,
+            KEY,
+            sizes=(6, 9),
+            resize=lambda x, size: resize_batch(x / 2, size),
+        )
+        return sweep(sizes=(6, 9)), by_hand, doubled.accuracy
 
-    found, outputs = sweeps(state)
+    found, outputs, stored_otherwise = sweeps(state)
+    np.testing.assert_array_equal(stored_otherwise, found.accuracy)
     expected = [np.mean(np.argmax(out, -1) == np.asarray(labels)) for out in outputs]
     np.testing.assert_allclose(found.accuracy, expected, rtol=1e-6)
     np.testing.assert_array_equal(found.pixels, [36, 81])

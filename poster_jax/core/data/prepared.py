@@ -2,16 +2,21 @@
 
 import os
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from poster_jax.core.data.dataset import check_part
 from poster_jax.core.data.embedded import Raw
+from poster_jax.core.data.squares import central_square, gigabytes
+from poster_jax.core.progress import progress_bar
 
 # The formats with random access; the default of tensorflow-datasets, tfrecord, has none.
 FORMATS = ("array_record", "parquet")
-CHUNK = 1024  # examples read at once, so that no more are held decoded than that
+CHUNK = 256  # examples read at once, so that no more are held decoded than that
 INSTALL_READER = "pip install 'poster_jax[tfds]'"
 INSTALL_MAKER = "pip install 'poster_jax[tfds-prepare]'"
 
@@ -24,19 +29,28 @@ def read_prepared(
     seed: int,
     data_dir: str | os.PathLike[str] | None,
     splits: tuple[str, str] | None,
+    side: int | None,
 ) -> Raw:
     """The two parts of a set as numpy arrays; `load` describes the arguments."""
     name = _their_name(name)
     builder = _builder(name, data_dir)
     x_name, y_name = _input_and_label(name, builder.info)
-    counts = {"num_train": num_train, "num_test": num_test}
-    parts = [
-        _read(name, builder, split, x_name, y_name, count_name, count, seed)
-        for split, (count_name, count) in zip(
-            _splits(name, builder.info, splits), counts.items(), strict=True
-        )
-    ]
     features = builder.info.features
+    decode = None if side is None else _square(name, features[x_name], side)
+    sources = [
+        _source(name, builder, split, None if side is None else x_name)
+        for split in _splits(name, builder, splits, y_name)
+    ]
+    counts = {"num_train": num_train, "num_test": num_test}
+    rows = [
+        _rows(source, count_name, count, seed)
+        for source, (count_name, count) in zip(sources, counts.items(), strict=True)
+    ]
+    remedy = "" if decode else _remedy(features[x_name], sum(map(len, rows)))
+    parts = [
+        _read(name, source, chosen, x_name, y_name, decode, remedy)
+        for source, chosen in zip(sources, rows, strict=True)
+    ]
     is_bytes = features[x_name].np_dtype == np.uint8
     return Raw(
         *parts,
@@ -108,14 +122,17 @@ def _input_and_label(name: str, info: Any) -> tuple[Any, Any]:
     return x_name, y_name
 
 
-def _splits(name: str, info: Any, splits: tuple[str, str] | None) -> tuple[str, str]:
+def _splits(
+    name: str, builder: Any, splits: tuple[str, str] | None, y_name: str
+) -> tuple[str, str]:
     if splits is not None:
         if isinstance(splits, str) or len(splits) != 2:
             raise ValueError(f"splits must be a pair (train, test), got {splits!r}.")
         return splits
-    there = list(info.splits)
+    there = list(builder.info.splits)
     for test in ("test", "validation"):
-        if "train" in there and test in there:
+        # The test part of some sets, ImageNet's among them, has no labels: -1.
+        if "train" in there and test in there and _labelled(builder, test, y_name):
             return "train", test
     example = (f"{there[0]}[:80%]", f"{there[0]}[80%:]")
     raise ValueError(
@@ -123,39 +140,86 @@ def _splits(name: str, info: Any, splits: tuple[str, str] | None) -> tuple[str, 
     )
 
 
-def _read(
-    name: str,
-    builder: Any,
-    split: str,
-    x_name: str,
-    y_name: str,
-    count_name: str,
-    count: int | None,
-    seed: int,
-) -> tuple[Any, Any]:
+def _labelled(builder: Any, split: str, y_name: str) -> bool:
+    return bool(builder.as_data_source(split)[0][y_name] >= 0)
+
+
+def _source(name: str, builder: Any, split: str, encoded: str | None) -> Any:
+    """Random access to a split; the feature `encoded` is left as it is stored."""
+    import tensorflow_datasets as tfds
+
+    decoders = None if encoded is None else {encoded: tfds.decode.SkipDecoding()}
     try:
-        source = builder.as_data_source(split)
+        return builder.as_data_source(split, decoders=decoders)
     except (ValueError, KeyError, AssertionError) as error:
         there = list(builder.info.splits)
         raise ValueError(
             f"splits must be parts of those of 'tfds:{name}', {there}, got {split!r}."
         ) from error
-    rows = list(range(len(source)))
-    if count is not None:
-        # The stream of RandomState is frozen by numpy's policy: a subset is the same for ever.
-        count = check_part(count_name, count, len(source))
-        rows = np.random.RandomState(seed).permutation(len(source))[:count].tolist()
-    inputs, labels = [], []
-    for start in range(0, len(rows), CHUNK):
-        for example in source.__getitems__(rows[start : start + CHUNK]):
-            inputs.append(example[x_name])
-            labels.append(example[y_name])
-    shapes = {np.shape(x) for x in inputs}
-    if len(shapes) != 1:
+
+
+def _rows(source: Any, count_name: str, count: int | None, seed: int) -> list[int]:
+    if count is None:
+        return list(range(len(source)))
+    count = check_part(count_name, count, len(source))
+    # The stream of RandomState is frozen by numpy's policy: a subset is the same for ever.
+    return np.random.RandomState(seed).permutation(len(source))[:count].tolist()
+
+
+def _are_pictures(feature: Any) -> bool:
+    is_image = type(feature).__name__ == "Image" and feature.np_dtype == np.uint8
+    return is_image and feature.shape[-1] in (1, 3)
+
+
+def _square(name: str, feature: Any, side: int) -> Callable[[bytes], Any]:
+    """What decodes a picture of the set."""
+    if not _are_pictures(feature):
+        kind, dtype = type(feature).__name__, np.dtype(feature.np_dtype).name
         raise ValueError(
-            f"name must be a set whose examples have one shape, got 'tfds:{name}' with "
-            f"{sorted(shapes)[:3]}."
+            f"side is for images of bytes in 1 or 3 channels, got {side} for 'tfds:{name}' with "
+            f"{kind} of {dtype}, shape {tuple(feature.shape)}."
         )
-    if min(labels) < 0:
-        raise ValueError(f"splits must hold labelled examples, got none in {split!r} of {name!r}.")
-    return np.stack(inputs), np.asarray(labels)
+    return partial(central_square, side=side, channels=feature.shape[-1])
+
+
+def _remedy(feature: Any, num_examples: int) -> str:
+    """The end of the sentence that tells that shapes differ."""
+    if not _are_pictures(feature):
+        return ""
+    small, large = (gigabytes(num_examples, side, feature.shape[-1]) for side in (64, 224))
+    return f": side=64 makes one array of them, of {small}, side=224 one of {large}"
+
+
+def _read(
+    name: str,
+    source: Any,
+    rows: list[int],
+    x_name: str,
+    y_name: str,
+    decode: Callable[[Any], Any] | None,
+    remedy: str,
+) -> tuple[Any, Any]:
+    inputs: Any = None
+    labels = np.empty(len(rows), np.int64)
+    with (
+        progress_bar(f"reading {name}", len(rows)) as update,
+        ThreadPoolExecutor(os.cpu_count()) as threads,  # PIL decodes side by side
+    ):
+        for start in range(0, len(rows), CHUNK):
+            examples = source.__getitems__(rows[start : start + CHUNK])
+            chunk: Any = [example[x_name] for example in examples]
+            for place, x in enumerate(threads.map(decode, chunk) if decode else chunk, start):
+                if inputs is None:  # a list of all examples would hold the set a second time
+                    inputs = np.empty((len(rows), *np.shape(x)), np.asarray(x).dtype)
+                if np.shape(x) != inputs.shape[1:]:
+                    shapes = sorted({np.shape(x), inputs.shape[1:]})
+                    raise ValueError(
+                        f"name must be a set whose examples have one shape, got 'tfds:{name}' with "
+                        f"{shapes}{remedy}."
+                    )
+                inputs[place] = x
+            labels[start : start + len(examples)] = [example[y_name] for example in examples]
+            update(start + len(examples), "")
+    if labels.min() < 0:
+        raise ValueError(f"splits must hold labelled examples, got some without in 'tfds:{name}'.")
+    return inputs, labels

@@ -12,6 +12,7 @@ from poster_jax.core.models.adapters.haiku import from_haiku
 from poster_jax.core.models.adapters.linen import from_linen
 from poster_jax.core.models.adapters.nnx import from_nnx
 from poster_jax.core.models.cnn import CNN
+from poster_jax.core.models.imagenet_resnet import ImageNetResNet
 from poster_jax.core.models.lenet import LeNet5
 from poster_jax.core.models.mlp import MLP
 from poster_jax.core.models.model import Model
@@ -22,6 +23,7 @@ __all__ = [
     "CNN",
     "MLP",
     "VGG16",
+    "ImageNetResNet",
     "LeNet5",
     "Model",
     "ResNet",

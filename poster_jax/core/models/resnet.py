@@ -101,31 +101,42 @@ class ResNet(nn.Module):
                 "kernel_init": self.kernel_init,
                 "scale_init": self.scale_init,
             }
-            first = 1 if stage else 0  # blocks that change the shape
-            for block in range(first if self.scan else self.num_blocks):
-                x = Block(stride=2 if stage and not block else 1, **options)(x, train=train)
-            if self.scan and self.num_blocks > first:
-                links = nn.scan(
-                    nn.remat(_Link, prevent_cse=False),
-                    variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
-                    split_rngs={"params": True},
-                    length=self.num_blocks - first,
-                )
-                x, _ = links(options, train, name=f"Stage_{stage}")(x, None)
+            strides = [2 if stage and not block else 1 for block in range(self.num_blocks)]
+            same = (1 if stage else 0) if self.scan else self.num_blocks
+            x = run_stage(x, strides, same, options, train, f"Stage_{stage}")
         return nn.Dense(self.num_classes, kernel_init=self.kernel_init)(x.mean((1, 2)))
 
 
+def run_stage(x: Any, strides: list[int], same: int, options: Any, train: bool, name: str) -> Any:
+    """`x` behind blocks of these strides; those from `same` on, all of one shape, are scanned."""
+    for stride in strides[:same]:
+        x = Block(stride=stride, **options)(x, train=train)
+    if len(strides) > same:
+        links = nn.scan(
+            nn.remat(_Link, prevent_cse=False),
+            variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            length=len(strides) - same,
+        )
+        x, _ = links(options, train, name=name)(x, None)
+    return x
+
+
 class Block(nn.Module):
-    """Two 3x3 convolutions and the shortcut around them; attributes as in `ResNet`.
+    """Two 3x3 convolutions, or a bottleneck, and the shortcut around; attributes as in `ResNet`.
 
     Attributes:
-      features: channels that leave the block.
-      stride: of the first convolution.
+      features: channels that leave the block; a quarter of them for a bottleneck.
+      stride: of the first 3x3 convolution.
       norm: as in `ResNet`.
       projection: as in `ResNet`.
       activation: as in `ResNet`.
       kernel_init: as in `ResNet`.
       scale_init: as in `ResNet`.
+      last_scale_init: of the scale before the sum; None takes `scale_init`.
+      bottleneck: whether one 3x3 convolution stands between two of 1x1, the second of which has
+        four times as many channels.
+      shortcut: what the convolution of a projection is called; None counts it with the others.
     """
 
     features: int
@@ -135,34 +146,54 @@ class Block(nn.Module):
     activation: Activation
     kernel_init: Initializer
     scale_init: Initializer = nn.initializers.ones
+    last_scale_init: Initializer | None = None
+    bottleneck: bool = False
+    shortcut: str | None = None
 
     @nn.compact
     def __call__(self, x: Any, *, train: bool) -> Any:
         """The block's output for `x` (examples, height, width, channels)."""
-        last = self.kernel_init if self.norm else nn.initializers.zeros
-        y = self._conv(x, 3, self.stride, self.kernel_init, train)
-        y = self._conv(self.activation(y), 3, 1, last, train)
-        return self.activation(y + self._shortcut(x, train))
+        features, y = self.features, x
+        if self.bottleneck:
+            y = self.activation(self._conv(y, features, 1, 1, train))
+            y = self.activation(self._conv(y, features, 3, self.stride, train))
+            y = self._conv(y, 4 * features, 1, 1, train, last=True)
+        else:
+            y = self.activation(self._conv(y, features, 3, self.stride, train))
+            y = self._conv(y, features, 3, 1, train, last=True)
+        return self.activation(y + self._shortcut(x, y.shape[-1], train))
 
-    def _conv(self, x: Any, size: int, stride: int, kernel_init: Any, train: bool) -> Any:
+    def _conv(
+        self,
+        x: Any,
+        features: int,
+        size: int,
+        stride: int,
+        train: bool,
+        *,
+        last: bool = False,
+        name: str | None = None,
+    ) -> Any:
         layer = conv(
-            self.features,
+            features,
             size,
             strides=stride,
             padding=size // 2,
             use_bias=self.norm is None,
-            kernel_init=kernel_init,
+            kernel_init=nn.initializers.zeros if last and not self.norm else self.kernel_init,
+            name=name,
         )
         if not self.norm:
             return layer(x)
-        return normalisation(self.norm, train, self.scale_init)(layer(x))
+        scale_init = (self.last_scale_init if last else None) or self.scale_init
+        return normalisation(self.norm, train, scale_init)(layer(x))
 
-    def _shortcut(self, x: jax.Array, train: bool) -> Any:
-        channels = self.features - x.shape[-1]
+    def _shortcut(self, x: jax.Array, features: int, train: bool) -> Any:
+        channels = features - x.shape[-1]
         if not channels and self.stride == 1:
             return x
         if self.projection:
-            return self._conv(x, 1, self.stride, self.kernel_init, train)
+            return self._conv(x, features, 1, self.stride, train, name=self.shortcut)
         x = x[:, :: self.stride, :: self.stride]
         return jnp.pad(x, [(0, 0), (0, 0), (0, 0), (0, channels)])
 

@@ -54,9 +54,8 @@ def test_the_unbroken_run_writes_one_row_a_chunk_and_leaves_the_last_checkpoints
 
 
 # Killed while saving it meets all that it meets before, and half a checkpoint besides.
-@pytest.mark.parametrize(
-    "moment", [pytest.param("before_save", marks=pytest.mark.slow), "while_saving"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before_save", "while_saving"])
 def test_killed_at_the_worst_moments_it_resumes_to_the_same_bytes(tmp_path, unbroken, moment):
     code, _ = finish(start(tmp_path, moment))
     assert code == -signal.SIGKILL

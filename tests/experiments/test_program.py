@@ -119,8 +119,8 @@ def _program_run(*arguments):
     ("flag", "word"),
     [
         ("--preset=nosuch", "preset"),
-        ("--seed=-1", "seed"),
-        ("--workdir=/proc/nosuch", "workdir"),
+        pytest.param("--seed=-1", "seed", marks=pytest.mark.slow),
+        pytest.param("--workdir=/proc/nosuch", "workdir", marks=pytest.mark.slow),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [

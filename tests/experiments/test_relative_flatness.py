@@ -70,6 +70,7 @@ def network():
     return task, examples, params
 
 
+@pytest.mark.slow
 def test_a_rescaling_moves_the_measures_that_the_paper_says_and_no_others(network, key):
     task, examples, params = network
     found = minima.measures_before_and_after(task, examples, params, 0, jnp.float32(10.0), key)
@@ -235,6 +236,7 @@ def test_a_set_that_is_not_there_is_refused_with_the_command_that_fetches_it(tmp
         _execute(tmp_path, preset="paper")
 
 
+@pytest.mark.slow
 def test_too_few_networks_at_the_criterion_are_refused(tmp_path):
     with pytest.raises(_program.RefusedError, match="max_epochs"):
         _execute(

@@ -26,7 +26,7 @@ def test_hand_derived_hessian_is_the_second_difference_of_the_loss(net, layer):
         np.testing.assert_allclose(np.einsum("st,stru,ru", u.T, H, u.T), second, rtol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("layer", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1)), 2])
 def test_hand_derived_hessian_is_the_automatic_one(net, x64, layer):
     params, batch = jax.tree.map(jnp.asarray, (net.make_params(), net.make_batch()))
 

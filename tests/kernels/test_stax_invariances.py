@@ -64,7 +64,9 @@ def test_batches_exchanged_transpose_the_kernel(name, x64):
         "sum": ((conv(), RELU, stax.GlobalSumPool(), DENSE), "right"),
         "layer norm": ((conv(), stax.LayerNorm((1, 2)), RELU, GAP, DENSE), "right"),
         "attention": ((conv(), RELU, stax.GlobalSelfAttention(1, 1, 1, 1), RELU, GAP), "right"),
-        "deep": ((conv(), RELU, conv(), stax.Erf(), conv(), RELU, GAP), "both"),
+        "deep": pytest.param(
+            (conv(), RELU, conv(), stax.Erf(), conv(), RELU, GAP), "both", marks=pytest.mark.slow
+        ),
     }.values(),
     ids=["gap", "sum", "layer norm", "attention", "deep"],
 )

@@ -148,16 +148,14 @@ def train_reduced(settings: Any, examples: Examples, params: Any, key: Any) -> d
     x = x.reshape(len(x), -1)
 
     probe = examples.test[0][:NUM_PROBES]
-    with_bias = jnp.concatenate([probe, jnp.ones_like(probe[:, :1])], 1)
 
     def look(state: training.TrainState) -> dict[str, Any]:
         logits = model.apply_fn(state.params, x)
         gradients = jax.nn.softmax(logits) - jax.nn.one_hot(y, logits.shape[1])
         seen = hidden(state.params, probe)
-        active = with_bias * (seen > 0)
         return {
             "coupling": diversity.copy_coupling(x, hidden(state.params, x), gradients)[0],
-            "moments": active.T @ active / len(probe),
+            "active": seen[:, 0] > 0,
             "power": jnp.mean(jax.nn.relu(seen) ** 2),
         }
 
@@ -185,22 +183,35 @@ def examples_classes(params: Any) -> int:
     return params["Dense_1"]["bias"].shape[-1]
 
 
-def predicted_diversity(settings: Any, exact: dict[str, Any]) -> np.ndarray:
+def predicted_diversity(settings: Any, exact: dict[str, Any], probe: Any) -> np.ndarray:
     """q per unit of noise along the noiseless path, (seeds, times); nothing is fitted.
 
-    Differences of copies, LeCun's law in the kernel and none in the bias, as the path moves them,
-    seen by the probes that the feature is on for.
+    As many differences as a layer has copies, LeCun's variance in the kernel and none in the bias,
+    as the path moves them, seen by the probes that the feature is on for.
     """
-    path = diversity.deviation_path(
-        exact["coupling"], settings.shallow_rate, step=settings.record_every
-    )[:, :-1, :, :-1]
-    seen = np.einsum("strk,strq,stqk->st", path, np.float64(exact["moments"]), path)
-    return seen / path.shape[-1] * (1 - 1 / settings.width) / np.float64(exact["power"])
+    probe = np.asarray(probe, np.float64).reshape(len(probe), -1)
+    inputs, rng = probe.shape[1], np.random.default_rng(0)
+    start = rng.normal(size=(inputs + 1, settings.width)) * inputs**-0.5
+    start[-1] = 0
+    with_bias = np.append(probe, np.ones((len(probe), 1)), 1)
+    rows = []
+    for coupling, active, power in zip(
+        exact["coupling"], exact["active"], exact["power"], strict=True
+    ):
+        path = diversity.deviation_path(
+            coupling, settings.shallow_rate, start, step=settings.record_every
+        )
+        seen = [
+            np.mean(((with_bias @ d_w) * on[:, None]) ** 2)
+            for d_w, on in zip(path, active, strict=False)  # the path has its end as well
+        ]
+        rows.append(np.array(seen) * (1 - 1 / settings.width) / power)
+    return np.array(rows)
 
 
-def predicted_times(settings: Any, exact: dict[str, Any]) -> np.ndarray:
+def predicted_times(settings: Any, exact: dict[str, Any], probe: Any) -> np.ndarray:
     """Steps until the symmetry is broken, (seeds, noises); NaN where the path ends before."""
-    q = predicted_diversity(settings, exact)[:, None] * np.array(settings.noises)[:, None]
+    q = predicted_diversity(settings, exact, probe)[:, None] * np.array(settings.noises)[:, None]
     broken = q > THRESHOLD
     first = np.array(settings.record_every) * broken.argmax(-1)
     return np.where(broken.any(-1), first, np.nan)
@@ -240,4 +251,5 @@ def train(run: Any, examples: Examples, num_classes: int) -> dict[str, Any]:
         update(2, "rounding alone")
         exact = run.population("exact", partial(train_reduced, chosen), flat, copies, keys)
         update(3)
+    exact["probe"] = flat.test[0][:NUM_PROBES]
     return jax.tree.map(np.asarray, {"grid": found, "rounded": rounded, "exact": exact})

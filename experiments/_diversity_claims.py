@@ -73,8 +73,9 @@ def law_of(settings: Any, results: Results) -> Law:
     """Measured and predicted times, and the line through them."""
     noises = np.array(settings.noises)
     measured = shallow.measured_times(settings, noise_column(settings, results, "diversity"))
-    predicted = shallow.predicted_times(settings, results.shallow["exact"])
-    fastest = shallow.fastest_times(settings, results.shallow["exact"])
+    exact = results.shallow["exact"]
+    predicted = shallow.predicted_times(settings, exact, exact["probe"])
+    fastest = shallow.fastest_times(settings, exact)
     kept = (noises < LINEAR_BELOW) & np.isfinite(measured).all(0) & np.isfinite(predicted).all(0)
     noises, measured, predicted = noises[kept], measured[:, kept], predicted[:, kept]
     fastest = fastest[:, kept]

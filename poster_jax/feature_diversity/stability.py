@@ -139,7 +139,9 @@ def growth_rate(eigenvalue: Any, learning_rate: Any) -> Any:
     return jnp.log(jnp.abs(1 - jnp.asarray(learning_rate) * eigenvalue))
 
 
-def deviation_path(couplings: Any, learning_rate: float, *, step: int = 1) -> np.ndarray:
+def deviation_path(
+    couplings: Any, learning_rate: float, start: Any, *, step: int = 1
+) -> np.ndarray:
     """What gradient descent makes of small differences in the input weights of one neuron's copies.
 
     Differences of input weights and of readers are each other's source: to first order a step adds
@@ -147,42 +149,47 @@ def deviation_path(couplings: Any, learning_rate: float, *, step: int = 1) -> np
     of the symmetric network, so that nothing is fitted and no direction is taken for the fastest.
 
     Args:
-      couplings: (..., T, inputs and bias, outputs) `copy_coupling` at every `step`-th step of the
+      couplings: (T, inputs and bias, outputs) `copy_coupling` at every `step`-th step of the
         reduced network, concrete; each is taken to hold until the next.
       learning_rate: eta.
+      start: (inputs and bias, K) K differences d_w before the first step; as the law is linear,
+        their size does not matter.
       step: steps between two couplings.
 
     Returns:
-      Float64 (..., T + 1, inputs and bias, inputs and bias): the matrices that take d_w before the
-      first step to d_w after 0, step, 2 step, ... of them.
+      Float64 (T + 1, inputs and bias, K): d_w after 0, step, 2 step, ... steps.
 
     Raises:
-      ValueError: learning_rate or step not above 0, couplings of fewer than 3 axes.
+      ValueError: learning_rate or step not above 0, couplings not of 3 axes, start of another
+        number of rows.
 
     Source: derived here: gradient descent linearised at the symmetric path, see the module.
 
     Example:
-      >>> path = deviation_path(np.full((2, 1, 1), -1.0), 0.1)  # [[1, .1], [.1, 1]] to the T
+      >>> path = deviation_path(np.full((2, 1, 1), -1.0), 0.1, np.ones((1, 1)))
       >>> path[:, 0, 0].round(4).tolist()
       [1.0, 1.0, 1.01]
     """
     check_positive("learning_rate", learning_rate)
     check_positive("step", step)
-    couplings = np.asarray(couplings, np.float64)
-    if couplings.ndim < 3:
+    couplings, d_w = np.asarray(couplings, np.float64), np.asarray(start, np.float64)
+    if couplings.ndim != 3:
         raise ValueError(
-            f"couplings must be (..., T, inputs and bias, outputs), got shape {couplings.shape}."
+            f"couplings must be (T, inputs and bias, outputs), got shape {couplings.shape}."
         )
-    *batch, num, inputs, outputs = couplings.shape
-    d_w = np.broadcast_to(np.eye(inputs), (*batch, inputs, inputs))
-    d_v = np.zeros((*batch, outputs, inputs))
+    if d_w.ndim != 2 or len(d_w) != couplings.shape[1]:
+        raise ValueError(
+            f"start must have a row for each of {couplings.shape[1]} inputs and bias, got shape "
+            f"{d_w.shape}."
+        )
+    d_v = np.zeros((couplings.shape[2], d_w.shape[1]))
     path = [d_w]
-    for place in range(num):
-        pull = learning_rate * couplings[..., place, :, :]
+    for coupling in couplings:
+        pull = learning_rate * coupling
         for _ in range(step):
-            d_w, d_v = d_w - pull @ d_v, d_v - np.swapaxes(pull, -1, -2) @ d_w
+            d_w, d_v = d_w - pull @ d_v, d_v - pull.T @ d_w
         path.append(d_w)
-    return np.stack(path, -3)
+    return np.stack(path)
 
 
 def predicted_breaking_time(

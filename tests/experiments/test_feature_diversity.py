@@ -74,10 +74,11 @@ def _results(settings, *, tied, noisy, times, const, leaky, seeds=4):
     sigma = np.expm1(np.log(10) / 60) / settings.shallow_rate
     coupling = np.zeros((seeds, settings.record_until // settings.record_every, 5, 3))
     coupling[..., 0, 0] = sigma
-    moments, power = np.zeros((*coupling.shape[:2], 5, 5)), np.full(coupling.shape[:2], 0.25)
-    moments[..., 0, 0] = 1
+    probe = np.array([[1.0, 0.0, 0.0, 0.0]])
+    on, power = np.ones((*coupling.shape[:2], 1), bool), np.full(coupling.shape[:2], 0.25)
     grid = {"accuracy": accuracy + jitter[:, None], "diversity": curves}
-    exact = {"accuracy": tied + jitter, "coupling": coupling, "moments": moments, "power": power}
+    exact = {"accuracy": tied + jitter, "coupling": coupling, "active": on, "power": power}
+    exact["probe"] = probe
     return claims_module.Results(
         {
             "grid": grid,

@@ -82,13 +82,13 @@ def test_differences_follow_the_path_of_the_symmetric_network(two_layers, exampl
         params, moved = (
             two_layers.train(p, [examples], multipliers=[1] * 4, rate=RATE) for p in (params, moved)
         )
-    path = fd.deviation_path(np.stack(couplings, 1), RATE)[:, -1]
     for neuron in range(2):
         # Against the copies that were left alone, which move with the mean.
         found = np.append(
             moved[0][:, 2 + neuron] - moved[0][:, neuron], moved[1][2 + neuron] - moved[1][neuron]
         )
-        expected = path[neuron] @ start[:, neuron]
+        of_neuron = [coupling[neuron] for coupling in couplings]
+        expected = fd.deviation_path(of_neuron, RATE, start[:, [neuron]])[-1, :, 0]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
         assert np.linalg.norm(expected) > 3 * np.linalg.norm(start[:, neuron])
 
@@ -137,5 +137,7 @@ def test_the_law_is_linear_in_the_logarithm_of_the_noise():
 def test_bad_input_is_refused_in_one_sentence():
     with pytest.raises(ValueError, match="noise must be finite and above 0, got 0"):
         fd.predicted_breaking_time([0.1], noise=0)
+    with pytest.raises(ValueError, match="start must have a row for each of 3 inputs and bias"):
+        fd.deviation_path(np.ones((2, 3, 1)), 0.1, np.ones((2, 1)))
     with pytest.raises(TypeError, match="loss_fn must be a function, got 3"):
         fd.antisymmetric_hessian(3, {"a": jnp.ones(2)}, jnp.ones(1), inputs="a", outputs="a")

@@ -1,5 +1,6 @@
 """The epoch-level controller of the learning rate: a pure state machine, one update an epoch."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -256,17 +257,30 @@ def check_options(options: AalrOptions | None) -> AalrOptions:
     return options
 
 
+@jax.custom_batching.custom_vmap
 def _all_finite(tree: Any) -> Any:
-    finite = jnp.ones((), bool)
-    for leaf in jax.tree.leaves(tree):
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    finite = [jnp.isfinite(leaf).all() for leaf in leaves]
+    return functools.reduce(jnp.logical_and, finite, jnp.ones((), bool))
+
+
+@_all_finite.def_vmap
+def _all_finite_in_population(size: int, batched: Any, tree: Any) -> Any:
+    """One flag a member; on a CPU in half the time that a batched `isfinite(...).all()` takes.
+
+    Without its sign a number is finite if as an integer it is below infinity, and vector
+    instructions find the largest integer.
+    """
+    finite = jnp.ones(size, bool)
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(batched[0]), strict=True)
+    for leaf, is_batched in pairs:
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            # Without its sign a number is finite if as an integer it is below infinity: on a CPU
-            # the largest integer is found by vector instructions, `isfinite(...).all()` is not.
             word = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
             magnitude = jax.lax.bitcast_convert_type(jnp.abs(leaf), word)
             infinity = jax.lax.bitcast_convert_type(jnp.array(jnp.inf, leaf.dtype), word)
-            finite &= magnitude.max(initial=0) < infinity
-    return finite
+            own = tuple(range(int(is_batched), leaf.ndim))
+            finite &= magnitude.max(own, initial=0) < infinity
+    return finite, True
 
 
 def _exchange(saves: Any, restores: Any, kept: Any, now: Any) -> tuple[Any, Any]:

@@ -42,19 +42,17 @@ test: $(VENV)/.dev ## all tests but the slow ones and the docstrings' examples
 	$(py) -m pytest -n $(workers) --dist loadfile tests
 	POSTER_JAX_TYPECHECK=0 $(py) -m pytest -n $(workers) --dist loadfile -m 'bad_input and not slow' tests
 
-# Those of the library, and an experiment that trains large convolutions, as users compile; but other
-# experiments, notebooks, pages, and tests that compile for longer than they run, as the quick tests
-# do, which is faster.
-rooms = $(patsubst %,tests/%,batchnorm_only core curvature feature_diversity flatness finite_width gradient_noise jacobian kernels \
+# Those of the library as users compile; but experiments, notebooks, pages, and tests that compile for
+# longer than they run, as the quick tests do, which is faster.
+rooms = $(patsubst %,tests/%,core curvature flatness finite_width gradient_noise jacobian kernels \
 	learning_rate mixed_sizes)
-compiling = tests/core/test_models.py tests/curvature/test_transformations.py \
+compiling = tests/batchnorm_only tests/feature_diversity tests/core/test_models.py tests/curvature/test_transformations.py \
 	tests/gradient_noise/test_projections.py \
 	$(patsubst %,tests/kernels/test_%.py,empirical empirical_models stax_figures stax_modern)
-convolving = tests/experiments/test_feature_diversity.py
 slow: $(VENV)/.dev ## the tests that take minutes, and the docstrings' examples
 	$(py) -m pytest -n $(workers) --dist loadfile poster_jax
-	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadfile -m slow $(rooms) $(convolving) $(compiling:%=--ignore=%)
-	$(py) -m pytest -n $(workers) --dist loadfile -m slow tests/experiments tests/house $(compiling) $(convolving:%=--ignore=%)
+	POSTER_JAX_OPTIMISE=1 $(py) -m pytest -n $(workers) --dist loadfile -m slow $(rooms) $(compiling:%=--ignore=%)
+	$(py) -m pytest -n $(workers) --dist loadfile -m slow tests/experiments tests/house $(compiling)
 
 # Quick tests whose outcome rests most on the order of floating point operations, against other
 # sources; the slow ones of every room are compiled so anyway.

@@ -129,7 +129,8 @@ def test_settings_that_make_no_sense_are_refused():
 
 
 @pytest.mark.slow
-def test_smoke_writes_all_its_files_and_goes_on_from_them(tmp_path):
+def test_smoke_writes_all_its_files_and_goes_on_from_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(_program.Run, "mesh", None)  # two seeds would fill all devices
     found = _execute(tmp_path)
     assert [claim.name for claim in claims.load_claims(tmp_path / "claims.json")] == NAMES
     assert {p.stem for p in (tmp_path / "figures").glob("*.png")} >= PICTURES
@@ -146,6 +147,7 @@ def test_smoke_writes_all_its_files_and_goes_on_from_them(tmp_path):
 def test_the_papers_path_runs_on_files_in_the_real_format(tmp_path, monkeypatch):
     """20 pictures of CIFAR-10's format; crops, drops of the rate, every network at a small size."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
+    monkeypatch.setattr(_program.Run, "mesh", None)
     found = _execute(
         tmp_path,
         preset="paper",

@@ -6,7 +6,7 @@ network starts with u kinds of features and some noise; ConstNet with one kind a
 of noise, and in its exact reduction, where there is none; LeakyNet with layers that erase
 diversity.
 
-    python -m experiments.feature_diversity --preset=smoke     # 20 seconds, to see that it runs
+    python -m experiments.feature_diversity --preset=smoke     # a minute, to see that it runs
     python -m experiments.feature_diversity                    # laptop: digits, under 5 minutes
     python -m experiments.feature_diversity --preset=paper     # CIFAR-10, widen 10, a GPU, days
 """

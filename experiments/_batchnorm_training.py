@@ -3,6 +3,7 @@
 Every function here is of one network and pure; `_batchnorm_population` makes populations of them.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 
 from experiments import _photographs as photographs
-from experiments._jacobian_training import crop_and_flip
+from experiments._augment import augmented, crop_and_flip
 from poster_jax import batchnorm_only as room
 from poster_jax.core import batching, losses, models, training
 from poster_jax.core.paths import leaf_paths
@@ -138,7 +139,7 @@ def tested(settings: Any, x: Any) -> Any:
     return photographs.centres(x, _seen(settings)) if settings.network == "ImageNet" else x
 
 
-def _moved(settings: Any, x: Any, key: Any) -> Any:
+def moved(settings: Any, x: Any, key: Any) -> Any:
     """Stored images as networks are trained on them."""
     if settings.network == "ImageNet":
         return photographs.random_views(x, key, _seen(settings))
@@ -224,9 +225,11 @@ def train_one(
     params = initial(module, x, key, ones)
     trainable, frozen = training.partition(params, room.trains(params, *groups))
     loss_fn = training.model_loss(model, losses.softmax_cross_entropy)
+    if settings.augment:
+        loss_fn = augmented(loss_fn, partial(moved, settings))
     epoch_steps = training.steps_per_epoch(len(y), settings.batch_size)
     found = training.fit(
-        training.freeze(augmented(settings, loss_fn) if settings.augment else loss_fn, frozen),
+        training.freeze(loss_fn, frozen),
         trainable,
         (x, y),
         order_key,
@@ -260,17 +263,6 @@ def optimizer_of(settings: Any, network: Network, epoch_steps: int, mask: Any) -
     if network.norm == "affine":
         parts.insert(0, optax.clip_by_global_norm(AFFINE_CLIP))
     return training.mask_updates(optax.chain(*parts), mask)
-
-
-def augmented(settings: Any, loss_fn: training.StatefulLoss) -> training.StatefulLoss:
-    """The loss of images mirrored at random and moved by up to 4 pixels, or of parts of them."""
-
-    def fn(params: Any, state: Any, batch: Any, key: Any) -> Any:
-        x, y = batch
-        moved = _moved(settings, x, jax.random.fold_in(key, 1))
-        return loss_fn.fn(params, state, (moved, y), key)
-
-    return training.stateful(fn)
 
 
 def accuracy(settings: Any, model: models.Model, params: Any, state: Any, batch: Any) -> Any:

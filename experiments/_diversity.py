@@ -98,7 +98,7 @@ def train_one(
     settings: Any, examples: Examples, params: Any, key: Any, optimizer: Any = None
 ) -> dict[str, Any]:
     """A trained network and how the diversity of its hidden layer went."""
-    model = models.from_linen(models.MLP((settings.width, examples_classes(params))))
+    model = models.from_linen(models.MLP((settings.width, num_outputs(params))))
     probe = examples.test[0][:NUM_PROBES]
     fit = training.fit(
         losses.cross_entropy(model.apply_fn),
@@ -143,7 +143,7 @@ def train_rounded(settings: Any, examples: Examples, params: Any, key: Any) -> d
 def train_reduced(settings: Any, examples: Examples, params: Any, key: Any) -> dict[str, Any]:
     """One kind of features without any noise: the network of width 1, and how copies would part."""
     found = diversity.symmetric_reduction(params, **ENDS)
-    model = models.from_linen(models.MLP((1, examples_classes(params))))
+    model = models.from_linen(models.MLP((1, num_outputs(params))))
     x, y = examples.train
     x = x.reshape(len(x), -1)
 
@@ -178,7 +178,7 @@ def train_reduced(settings: Any, examples: Examples, params: Any, key: Any) -> d
     return {"accuracy": accuracy, "diverged": fit.diverged, **fit.metrics}
 
 
-def examples_classes(params: Any) -> int:
+def num_outputs(params: Any) -> int:
     """Outputs of the network."""
     return params["Dense_1"]["bias"].shape[-1]
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments._augment import crop_and_flip
 from experiments._diversity import Examples, accuracy_of
 from poster_jax import feature_diversity as diversity
 from poster_jax.core import checks, losses, models, training
@@ -34,19 +35,6 @@ def rate_schedule(settings: Any, epoch_steps: int, epochs: int) -> Any:
     """The learning rate, multiplied by 0.2 after given shares of the epochs."""
     drops = {int(share * epochs) * epoch_steps: 0.2 for share in settings.drops}
     return optax.piecewise_constant_schedule(settings.deep_rate, drops)
-
-
-def augment(x: Any, key: Any) -> Any:
-    """A crop of each image, padded by 4 pixels of its reflection, mirrored in half of the cases."""
-    crop_key, flip_key = jax.random.split(key)
-    size = x.shape[1:3]
-    wide = jnp.pad(x, [(0, 0), (4, 4), (4, 4), (0, 0)], mode="reflect")
-    corner = jax.random.randint(crop_key, (len(x), 2), 0, 9)
-    cut = jax.vmap(
-        lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), (*size, x.shape[-1]))
-    )(wide, corner)
-    flip = jax.random.bernoulli(flip_key, shape=(len(x), 1, 1, 1))
-    return jnp.where(flip, cut[:, :, ::-1], cut)
 
 
 def kernels(params: Any) -> list[Any]:
@@ -84,7 +72,7 @@ def train_one(
     def loss_fn(params: Any, state: Any, batch: Any, key: Any) -> Any:
         x, y = batch
         drop_key, crop_key = jax.random.split(key)
-        x = augment(x, crop_key) if settings.augmentation == "crop" else x
+        x = crop_and_flip(x, crop_key, mode="reflect") if settings.augmentation == "crop" else x
         logits, state = model.apply_train(params, state, x, drop_key)
         return losses.softmax_cross_entropy(logits, y), state
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments._augment import crop_and_flip
 from experiments._jacobian_networks import ACTIVATIONS, Case, Network, build, derivative
 from experiments._program import RefusedError, Run
 from poster_jax import jacobian
@@ -172,17 +173,6 @@ def _soft_orthogonality(kernels: Any) -> Any:
     of_one = lambda w: jacobian.soft_orthogonality(w) / w.shape[-1]  # noqa: E731
     rows = [jax.vmap(of_one)(w) if w.ndim == 3 else of_one(w)[None] for w in kernels]
     return jnp.concatenate(rows).mean()
-
-
-def crop_and_flip(x: Any, key: Any, padding: int = 4) -> Any:
-    """Each image of (B, height, width, channels) moved by up to `padding` pixels, half flipped."""
-    place_key, flip_key = jax.random.split(key)
-    places = jax.random.randint(place_key, (len(x), 2), 0, 2 * padding + 1)
-    wide = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
-    cut = lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), x.shape[1:])  # noqa: E731
-    moved = jax.vmap(cut)(wide, places)
-    flips = jax.random.bernoulli(flip_key, shape=(len(x), 1, 1, 1))
-    return jnp.where(flips, moved[:, :, ::-1], moved)
 
 
 def optimiser(recipe: Any, num_steps: int) -> optax.GradientTransformation:

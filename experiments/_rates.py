@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments._augment import augmented
 from experiments._program import Run
 from poster_jax import curvature
 from poster_jax import learning_rate as lr
@@ -98,24 +99,6 @@ class Task:
     def sgd(self, rate: Any) -> optax.GradientTransformation:
         """SGD with momentum at a rate or schedule."""
         return self.optimizer(optax.sgd(rate, momentum=MOMENTUM))
-
-
-def augmented(loss_fn: training.StatefulLoss) -> training.StatefulLoss:
-    """The loss of images shifted by up to 4 pixels, edges filled with zeros, and mirrored."""
-
-    def fn(params: Any, model_state: Any, batch: Any, key: Any) -> Any:
-        (x, y), (key, *keys) = batch, jax.random.split(key, 4)
-        height, width = x.shape[1:3]
-        padded = jnp.pad(x, ((0, 0), (4, 4), (4, 4), (0, 0)))
-        rows, columns = (jax.random.randint(k, (len(x),), 0, 9) for k in keys[:2])
-        cut = lambda image, r, c: jax.lax.dynamic_slice(  # noqa: E731
-            image, (r, c, 0), (height, width, image.shape[-1])
-        )
-        x = jax.vmap(cut)(padded, rows, columns)
-        mirrored = jax.random.bernoulli(keys[2], shape=(len(x), 1, 1, 1))
-        return loss_fn.fn(params, model_state, (jnp.where(mirrored, x[:, :, ::-1], x), y), key)
-
-    return training.stateful(fn)
 
 
 def scores(task: Task, params: Any, state: Any, examples: Examples, attack: Any) -> dict[str, Any]:

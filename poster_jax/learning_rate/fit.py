@@ -90,6 +90,7 @@ def fit_aalr(
 
     Rejected epochs count: the budget is what a fixed schedule would get. A pure function, to be
     jitted and vmapped over seeds and initial rates; the batches are those of `core.training.fit`.
+    It is not differentiable (the controller keeps its checkpoint in a while loop); `fit` is.
 
     Args:
       loss_fn: `loss_fn(params, batch) -> scalar`, or what `stateful` makes.

@@ -12,7 +12,7 @@ import pytest
 from experiments import _program, _rates_claims
 from experiments import _rates as rates
 from experiments import dynamic_learning_rate as experiment
-from poster_jax.core import claims, losses, models, training
+from poster_jax.core import claims, losses, models
 
 SEEDS = 8
 TFDS = pathlib.Path(__file__).parents[1] / "data" / "tfds"
@@ -54,20 +54,6 @@ def test_tables_hold_the_schedules():
     assert np.flatnonzero(of["cosine restarts"] == 2.0).tolist() == [0, 15, 45]
     assert of["one-cycle"].argmax() == 30
     assert of["one-cycle"].max() == pytest.approx(2.0)
-
-
-def test_augmentation_shifts_and_mirrors_whole_images():
-    image = jnp.zeros((8, 8, 1)).at[3, 2, 0].set(1.0).at[3, 3, 0].set(2.0)
-    seen = training.stateful(lambda params, state, batch, key: (jnp.zeros(()), batch[0]))
-    batch = (jnp.stack([image] * 64), jnp.zeros(64, int))
-    moved = np.asarray(jax.jit(rates.augmented(seen).fn)((), (), batch, jax.random.key(0))[1])
-    places = {
-        tuple(np.argwhere(picture[..., 0] == 2)[0]) for picture in moved if (picture == 2).any()
-    }
-    assert len(places) > 20
-    both = [p[..., 0] for p in moved if (p == 1).any() and (p == 2).any()]
-    steps = {tuple(np.argwhere(p == 1)[0] - np.argwhere(p == 2)[0]) for p in both}
-    assert steps == {(0, -1), (0, 1)}
 
 
 def test_robust_accuracy_is_measured_on_attacked_inputs():

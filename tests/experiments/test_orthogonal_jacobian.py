@@ -95,19 +95,6 @@ def test_a_strength_is_chosen_by_the_mean_and_never_where_a_network_diverged():
     assert training.choose((1.0, 3.0, 10.0), held_out).tolist() == [1.0, 1.0]
 
 
-def test_a_moved_image_is_a_window_of_the_padded_one_and_half_are_flipped(key):
-    x = 1 + jnp.arange(200 * 36.0).reshape(200, 6, 6, 1)
-    moved = np.asarray(jax.jit(training.crop_and_flip)(x, key))
-    wide = np.pad(np.asarray(x), [(0, 0), (4, 4), (4, 4), (0, 0)])
-    flipped = 0
-    for image, source in zip(moved, wide, strict=True):
-        windows = [source[i : i + 6, j : j + 6] for i in range(9) for j in range(9)]
-        plain = any(np.array_equal(image, window) for window in windows)
-        flipped += not plain
-        assert plain or any(np.array_equal(image[:, ::-1], window) for window in windows)
-    assert 70 < flipped < 130  # of 200 draws of 1/2: four standard deviations
-
-
 def _cell(kind, gain, shrink, *, identities=None):
     """Eight seeds: accuracies rise by `gain` and |rho| falls by `shrink` with any penalty."""
     rng = np.random.default_rng(0)
